@@ -1,0 +1,149 @@
+"""What a person asks for: the config that Hydra composes from `conf/` and the command line, typed."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from runner.parse import Scalar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """What is run: a module of `experiments/`, or any command."""
+
+    name: str
+    module: str | None = None
+    """Module of `experiments/` with the functions that the loop calls; None for a command."""
+    command: tuple[str, ...] = ()
+    """argv of any program; its declared outputs are pinned and compared instead of tensors."""
+    outputs: tuple[str, ...] = ()
+    """Files under /out that a command must have written when it ends."""
+    metrics: str | None = None
+    """File under /out to which a command appends one JSON object of metrics a line."""
+    data: tuple[str, ...] = ()
+    """Data sets the run reads, each a folder /data/<name> whose files are pinned by digest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """How long and how often."""
+
+    steps: int
+    """Optimizer updates."""
+    batch_size: int
+    """Samples per step, over all ranks and micro-batches."""
+    micro_batches: int
+    """Micro-batches per step and rank; gradients accumulate over them."""
+    clip_norm: float | None
+    """Largest norm of the whole gradient; None does not clip."""
+    eval_every_steps: int
+    """0 evaluates at the end only."""
+    checkpoint_every_steps: int
+    """0 writes a checkpoint at the end only."""
+    log_every_steps: int
+    hang_timeout_s: int
+    """A rank that finishes no step for this long is given up, with the place where it hangs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How the learning rate moves: linear warm-up, then constant or half a cosine."""
+
+    kind: Literal["constant", "cosine"]
+    warmup_steps: int
+    final_scale: float
+    """Share of the learning rate that is left at the last step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageChoice:
+    """Which image: a recipe of `images/`, a registry's image, or an OCI archive."""
+
+    name: str
+    source: Literal["recipe", "registry", "archive"]
+    ref: str
+    """recipe: folder under `images/`; registry: repository:tag@sha256:…; archive: path."""
+    platform: str
+    python: str
+    """Name of the interpreter inside the image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What the run needs of a machine. The first block is pinned by the lock; the second is the run's own."""
+
+    name: str
+    device: Literal["cpu", "cuda"]
+    arch_level: str | None = None
+    """x86-64 level that the CPU must reach, such as x86-64-v3."""
+    threads: int = 1
+    """Threads of each rank. They decide bits, so never 'all cores'."""
+    gpu_model: str | None = None
+    gpu_count: int = 0
+    gpu_memory_gib: int | None = None
+    driver_min: str | None = None
+    """Oldest NVIDIA driver that can run the image's CUDA."""
+
+    ranks: int = 1
+    """Processes of the run; each has its own replica of the model (DDP)."""
+    memory_gib: float = 16.0
+    shm_gib: float = 8.0
+    """Size of /dev/shm that is asked for; a machine with less memory gives what it has."""
+    pids: int = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracking:
+    """Where metrics go beside the run's own folder."""
+
+    wandb: Literal["auto", "online", "offline", "off"]
+    """auto: online where a key is set, else offline."""
+    project: str
+    entity: str | None
+    tags: tuple[str, ...]
+    group: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheduler:
+    """Where runs are placed."""
+
+    kind: Literal["local"]
+    timeout_s: int
+    """A run that takes longer is stopped; 0 never stops it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """Arithmetic of the forward and backward pass; weights and optimizer stay in float32."""
+
+    name: Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Determinism:
+    """Which bits are promised. `strongest` picks the strongest level that precision and hardware allow."""
+
+    level: Literal["strongest", "seeded", "repeat", "portable-v3"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that was asked for, before anything is pinned."""
+
+    experiment: Experiment
+    seed: int
+    engine: Literal["auto", "docker", "embedded", "host"]
+    model: dict[str, Scalar]
+    """The experiment's own hyperparameters: of its model, …"""
+    optim: dict[str, Scalar]
+    """… of its optimizer (`lr` is the one that the schedule scales), …"""
+    data: dict[str, Scalar]
+    """… and of its batches."""
+    training: Training
+    schedule: Schedule
+    image: ImageChoice
+    hardware: Hardware
+    precision: Precision
+    determinism: Determinism
+    tracking: Tracking
+    scheduler: Scheduler

@@ -1,0 +1,88 @@
+"""One container request, as plain data that every engine honours in full or refuses."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from runner.lock import ImagePin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A host path at a place in the container; read-only all the way down unless it says otherwise."""
+
+    source: Path
+    target: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the container may use at most."""
+
+    memory_bytes: int
+    pids: int
+    shm_bytes: int
+    tmp_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerRequest:
+    """Everything an engine needs to know. What is not here, no container gets.
+
+    Always, so not a field: a user without privileges, no capabilities, no new privileges, a read-only root,
+    no network but loopback, a private /tmp and /dev/shm, host name `localhost`, an init process, no core files.
+    """
+
+    name: str
+    """Unique name of the container: the run id."""
+    image: ImagePin
+    argv: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+    """The whole environment, sorted; nothing of the host's or the image's own is added."""
+    mounts: tuple[Mount, ...]
+    limits: Limits
+    gpus: tuple[str, ...] = ()
+    """UUIDs of the GPUs the container sees."""
+    workdir: str = "/out"
+
+
+OutcomeKind = Literal["exited", "killed", "out-of-memory", "lost"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a container ended. Only a completion manifest says that a run succeeded, never this alone."""
+
+    kind: OutcomeKind
+    exit_code: int
+    """Of the container's first process; 128 + n when signal n ended it."""
+    detail: str = ""
+
+
+class Container(Protocol):
+    """A started container."""
+
+    def wait(self, timeout_s: float) -> Outcome | None:
+        """Return how it ended, or None if it still runs after timeout_s."""
+
+    def stop(self, grace_s: float) -> None:
+        """Ask it to end (SIGTERM), and end it (SIGKILL) after grace_s. Returns when it has ended."""
+
+    def pid(self) -> int | None:
+        """Return the process id on this host of the container's first process, None where it is out of sight."""
+
+    def remove(self) -> None:
+        """Free what the engine keeps of an ended container. Its mounts stay."""
+
+
+class Engine(Protocol):
+    """What executes an image."""
+
+    name: str
+
+    def require(self, image: ImagePin) -> None:
+        """Have exactly this image ready, by digest, or raise ImageError. Never a tag, never a look-alike."""
+
+    def start(self, request: ContainerRequest, log: Path) -> Container:
+        """Start a container whose output is appended to a file. Raises EngineError, ImageError."""

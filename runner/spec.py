@@ -1,0 +1,46 @@
+"""RunSpec: all that decides a run's bits. Its digest names the run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from runner.canonical import canonical_bytes, digest_of
+from runner.lock import DeterminismPin, HardwarePin, ImagePin, to_mapping
+from runner.parse import parse
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """Lock, overrides and source, resolved to one value. Times, hosts, paths and engines stay out."""
+
+    version: int = VERSION
+    experiment: str
+    image: ImagePin
+    hardware: HardwarePin
+    ranks: int
+    determinism: DeterminismPin
+    data: dict[str, dict[str, str]]
+    config: dict[str, object]
+    """Resolved hyperparameters, overrides applied."""
+    source: str
+    """Digest of the source snapshot: `experiments/` and `runner/inside/`."""
+
+    def canonical(self) -> bytes:
+        """Return the bytes of spec.json."""
+        return canonical_bytes(to_mapping(self))
+
+    @property
+    def digest(self) -> str:
+        """The digest that the run id carries. Two runs with the same one promise the same fingerprint."""
+        return digest_of(self.canonical())
+
+    @property
+    def run_stem(self) -> str:
+        """The run id without its number: `<experiment>-<8 hex>`."""
+        return f"{self.experiment}-{self.digest.removeprefix('sha256:')[:8]}"
+
+
+def from_mapping(mapping: Mapping[str, object]) -> RunSpec:
+    """Build a spec from a stored spec.json. Raises ParseError."""
+    return parse(RunSpec, mapping)
