@@ -44,7 +44,7 @@ def nearest(word: str, words: typing.Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)), None)
 
 
-def _parse(kind: typing.Any, value: object, place: str, mistakes: list[Mistake]) -> object:
+def _parse(kind: typing.Any, value: object, place: str, mistakes: list[Mistake]) -> object:  # noqa: PLR0911, one return a kind of type
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(typing.cast("type", kind), value, place, mistakes)
