@@ -39,9 +39,6 @@ class Training:
     """0 evaluates at the end only."""
     checkpoint_every_steps: int
     """0 writes a checkpoint at the end only."""
-    log_every_steps: int
-    hang_timeout_s: int
-    """A rank that finishes no step for this long is given up, with the place where it hangs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +98,7 @@ class Tracking:
     entity: str | None
     tags: tuple[str, ...]
     group: str | None
+    log_every_steps: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +108,8 @@ class Scheduler:
     kind: Literal["local"]
     timeout_s: int
     """A run that takes longer is stopped; 0 never stops it."""
+    hang_timeout_s: int
+    """A rank that finishes no step for this long is given up, with the place where it hangs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

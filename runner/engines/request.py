@@ -1,5 +1,6 @@
 """One container request, as plain data that every engine honours in full or refuses."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -44,7 +45,7 @@ class ContainerRequest:
     limits: Limits
     gpus: tuple[str, ...] = ()
     """UUIDs of the GPUs the container sees."""
-    workdir: str = "/out"
+    workdir: str = "/"
 
 
 OutcomeKind = Literal["exited", "killed", "out-of-memory", "lost"]
@@ -74,6 +75,19 @@ class Container(Protocol):
 
     def remove(self) -> None:
         """Free what the engine keeps of an ended container. Its mounts stay."""
+
+
+class Images(Protocol):
+    """The images on this machine, as engines see them."""
+
+    def has(self, image: ImagePin) -> bool:
+        """Say whether exactly this image is here, whole."""
+
+    def rootfs(self, image: ImagePin) -> Path:
+        """Return the image's unpacked root folder, never to be written to. Raises ImageError."""
+
+    def archive(self, image: ImagePin) -> Iterator[bytes]:
+        """Yield a tar that `docker load` takes, without any tag. Every blob is verified on the way; ImageError."""
 
 
 class Engine(Protocol):
