@@ -13,7 +13,7 @@ def toml_text(mapping: Mapping[str, object]) -> str:
 def _table(mapping: Mapping[str, object], path: tuple[str, ...]) -> list[str]:
     """Return the lines of a table: its own values first, then its tables, each sorted."""
     tables = {key: item for key, item in mapping.items() if isinstance(item, Mapping)}
-    arrays = {key: item for key, item in mapping.items() if _is_table_array(item)}
+    arrays = {key: item for key, item in mapping.items() if isinstance(item, list | tuple) and _holds_tables(item)}
     values = {key: item for key, item in mapping.items() if key not in tables and key not in arrays}
     lines = [f"{_key(key)} = {_value(values[key])}" for key in sorted(values)]
     for key in sorted(tables):
@@ -26,8 +26,8 @@ def _table(mapping: Mapping[str, object], path: tuple[str, ...]) -> list[str]:
     return lines
 
 
-def _is_table_array(item: object) -> bool:
-    return isinstance(item, list | tuple) and bool(item) and all(isinstance(each, Mapping) for each in item)
+def _holds_tables(items: Sequence[object]) -> bool:
+    return bool(items) and all(isinstance(item, Mapping) for item in items)
 
 
 def _path(keys: Sequence[str]) -> str:
@@ -61,4 +61,4 @@ def _list(items: Sequence[object]) -> str:
 
 def _string(text: str) -> str:
     # JSON's escapes are TOML's; DEL alone is free in JSON and forbidden in TOML.
-    return json.dumps(text).replace("\x7f", "\\u007f")
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
