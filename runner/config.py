@@ -1,7 +1,7 @@
 """What a person asks for: the config that Hydra composes from `conf/` and the command line, typed."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from runner.parse import Scalar
 
@@ -147,3 +147,18 @@ class Config:
     determinism: Determinism
     tracking: Tracking
     scheduler: Scheduler
+
+
+def hyperparameters(config: Config) -> dict[str, object]:
+    """Return the part of a config that decides what is trained, as plain mappings; keys that are None stay out."""
+    groups: dict[str, dict[str, Any]] = {
+        "model": config.model,
+        "optim": config.optim,
+        "data": config.data,
+        "training": asdict(config.training),
+        "schedule": asdict(config.schedule),
+    }
+    tree: dict[str, object] = {
+        name: {key: value for key, value in group.items() if value is not None} for name, group in groups.items()
+    }
+    return tree | {"experiment": config.experiment.name, "seed": config.seed, "precision": config.precision.name}
