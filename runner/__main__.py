@@ -1,0 +1,5 @@
+"""`python -m runner` is `xrun`."""
+
+from runner.cli import main
+
+main()

@@ -1,0 +1,108 @@
+"""The options of each command, as values."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from runner.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunArguments:
+    """Options of `xrun run`."""
+
+    overrides: tuple[str, ...]
+    locked: bool
+    frozen: bool
+    offline: bool
+    dry_run: bool
+    cfg: str | None
+    resolve: bool
+    package: str | None
+    info: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockArguments:
+    """Options of `xrun lock`."""
+
+    overrides: tuple[str, ...]
+    check: bool
+    upgrade: str | None
+    """What may move to the newest: 'all', 'image', or nothing."""
+    offline: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are ConfigErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, hint="xrun --help")
+
+
+def run_arguments(argv: Sequence[str]) -> RunArguments:
+    """Read the words of `xrun run`. Raises ConfigError."""
+    parser = _parser("run")
+    parser.add_argument("overrides", nargs="*")
+    uses = parser.add_mutually_exclusive_group()
+    uses.add_argument("--locked", action="store_true")
+    uses.add_argument("--frozen", action="store_true")
+    parser.add_argument("--offline", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--package", "-p")
+    info = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=info)
+    words = vars(parser.parse_intermixed_args(list(argv)))
+    return RunArguments(**words | {"overrides": tuple(words["overrides"])})
+
+
+def lock_arguments(argv: Sequence[str]) -> LockArguments:
+    """Read the words of `xrun lock`. Raises ConfigError."""
+    parser = _parser("lock")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--upgrade", nargs="?", const="all", choices=("all", "image"))
+    parser.add_argument("--offline", action="store_true")
+    words = vars(parser.parse_intermixed_args(list(argv)))
+    return LockArguments(**words | {"overrides": tuple(words["overrides"])})
+
+
+def list_arguments(argv: Sequence[str]) -> bool:
+    """Read the words of `xrun ls`: whether as JSON. Raises ConfigError."""
+    parser = _parser("ls")
+    parser.add_argument("--json", action="store_true")
+    return bool(parser.parse_args(list(argv)).json)
+
+
+def show_arguments(argv: Sequence[str]) -> tuple[str, bool]:
+    """Read the words of `xrun show`: the run, and whether as JSON. Raises ConfigError."""
+    parser = _parser("show")
+    parser.add_argument("run")
+    parser.add_argument("--json", action="store_true")
+    words = parser.parse_args(list(argv))
+    return words.run, words.json
+
+
+def logs_arguments(argv: Sequence[str]) -> tuple[str, bool]:
+    """Read the words of `xrun logs`: the run, and whether to follow it. Raises ConfigError."""
+    parser = _parser("logs")
+    parser.add_argument("run")
+    parser.add_argument("--follow", "-f", action="store_true")
+    words = parser.parse_args(list(argv))
+    return words.run, words.follow
+
+
+def image_arguments(argv: Sequence[str]) -> tuple[str, str | None]:
+    """Read the words of `xrun image`: the verb, and a recipe's name or an image's digest. Raises ConfigError."""
+    parser = _parser("image")
+    parser.add_argument("verb", choices=("build", "ls", "verify"))
+    parser.add_argument("name", nargs="?")
+    words = parser.parse_args(list(argv))
+    return words.verb, words.name
+
+
+def _parser(command: str) -> _Parser:
+    return _Parser(prog=f"xrun {command}", add_help=False, allow_abbrev=False)

@@ -1,0 +1,101 @@
+"""The command line: words in, exit codes out. What each command does stands in `commands`."""
+
+import signal
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from types import FrameType
+
+from runner.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError, XrunError
+from runner.parse import nearest
+
+USAGE = """\
+xrun experiment=<name> [key=value …]     run an experiment in exactly its locked image
+
+Commands:
+  run    [key=value …]      the same; `run` may be left out
+  lock   [key=value …]      pin image, hardware, data and hyperparameters in lock/
+  ls                        list runs
+  show   <run-id>           show one run
+  logs   <run-id> [-f]      print what a run printed
+  image  build|ls|verify    build, list, deep-check images
+
+Run options:
+  --locked       fail if the lock is missing or out of date
+  --frozen       use the lock without comparing it with conf/
+  --offline      touch no network
+  --dry-run      print what would run, and run nothing
+  --cfg job|hydra|all [--resolve] [--package P]     print the config
+  --info [all|config|defaults|defaults-tree|plugins|searchpath]
+Lock options:
+  --check        fail unless the lock is up to date; write nothing
+  --upgrade [image]     move every pin, or the image's alone, to the newest
+Other options:
+  --json         (ls, show) for scripts
+  -sc install=bash|zsh|fish     tab completion: eval "$(xrun -sc install=bash)"
+  --help, --version
+
+A run id may be shortened to any unique beginning; `last` is the newest run.
+"""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the run is stopped and recorded as on Ctrl-C."""
+
+
+def main() -> None:
+    """Run the command that was typed and exit with its code."""
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    signal.signal(signal.SIGHUP, _raise_terminated)
+    sys.exit(_exit_code(sys.argv[1:]))
+
+
+def _raise_terminated(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _exit_code(argv: Sequence[str]) -> int:
+    try:
+        return _command(argv)
+    except XrunError as error:
+        _complain(str(error))
+        return error.exit_code
+    except Terminated:
+        _complain("terminated")
+        return EXIT_TERMINATED
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `xrun ls | head` is no mistake
+        sys.stderr.close()
+        return 0
+    except Exception:  # noqa: BLE001, the one place where a bug in xrun ends
+        traceback.print_exc()
+        _complain("this is a bug in xrun; the lines above say where")
+        return EXIT_BUG
+
+
+def _complain(message: str) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(f"\nerror: {message}\n" if sys.stderr.isatty() else f"error: {message}\n")
+
+
+def _command(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in {"-h", "--help", "help"}:
+        sys.stdout.write(USAGE)
+        return 0 if argv else 2
+    # Everything else costs imports that help need not pay.
+    from runner import commands  # noqa: PLC0415
+
+    word = argv[0]
+    if word in commands.COMMANDS:
+        return commands.COMMANDS[word](argv[1:])
+    if "=" in word or word.startswith(("-", "+", "~")):
+        return commands.run(argv)
+    raise _unknown_command(word, commands.COMMANDS)
+
+
+def _unknown_command(word: str, known: Iterable[str]) -> XrunError:
+    near = nearest(word, known)
+    meant = f"; did you mean {near}?" if near else ""
+    return ConfigError(f"unknown command {word!r}{meant}", hint="xrun --help")

@@ -1,0 +1,96 @@
+"""A run's container request: one pure function from what is run to what an engine starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.config import Hardware
+from runner.engines.request import ContainerRequest, Limits, Mount
+from runner.spec import RunSpec
+
+SOURCE = "/xrun/source"
+SPEC = "/xrun/spec.json"
+OUT = "/out"
+DATA = "/data"
+
+_GIB = 1 << 30
+_PATH = "/opt/conda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where on this host a run's parts are."""
+
+    source: Path
+    """Unpacked source snapshot."""
+    spec: Path
+    out: Path
+    """The one folder that the container may write."""
+    data: Path | None
+    """Data sets; None where the image holds them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conduct:
+    """How one execution of a spec is conducted; none of it decides bits."""
+
+    nonce: str
+    """Proves that a completion manifest is this run's."""
+    log_every_steps: int
+    hang_timeout_s: int
+    limits: Limits
+    gpus: tuple[str, ...] = ()
+    """UUIDs of the GPUs that the run holds."""
+
+
+def container_request(name: str, spec: RunSpec, places: Places, conduct: Conduct) -> ContainerRequest:
+    """Return the request that runs a spec. The whole protocol with the container is its mounts and environment."""
+    mounts = [
+        Mount(source=places.source, target=SOURCE),
+        Mount(source=places.spec, target=SPEC),
+        Mount(source=places.out, target=OUT, read_only=False),
+    ]
+    if places.data is not None:
+        mounts.append(Mount(source=places.data, target=DATA))
+    return ContainerRequest(
+        name=name,
+        image=spec.image,
+        argv=(spec.image.python, "-m", "runner.inside"),
+        environment=tuple(sorted(_environment(spec, conduct).items())),
+        mounts=tuple(mounts),
+        limits=conduct.limits,
+        gpus=conduct.gpus,
+        # `-m` looks for modules in the working folder first: it must be one that the run cannot write.
+        workdir=SOURCE,
+    )
+
+
+def _environment(spec: RunSpec, conduct: Conduct) -> dict[str, str]:
+    environment = {
+        "HOME": "/tmp",  # noqa: S108, the container's own
+        "LC_ALL": "C.UTF-8",
+        "PATH": _PATH,
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "TZ": "UTC",
+        "USER": "xrun",  # a uid without a passwd entry breaks getpass
+        "XRUN_DATA": DATA,
+        "XRUN_HANG_TIMEOUT_S": str(conduct.hang_timeout_s),
+        "XRUN_LOG_EVERY_STEPS": str(conduct.log_every_steps),
+        "XRUN_NONCE": conduct.nonce,
+        "XRUN_OUT": OUT,
+        "XRUN_SPEC": SPEC,
+    }
+    if conduct.gpus:
+        environment["NVIDIA_DRIVER_CAPABILITIES"] = "compute,utility"
+    return environment | spec.determinism.environment
+
+
+def limits_of(hardware: Hardware) -> Limits:
+    """Return what a container may use on a kind of hardware."""
+    memory_bytes = int(hardware.memory_gib * _GIB)
+    return Limits(
+        memory_bytes=memory_bytes,
+        pids=hardware.pids,
+        shm_bytes=int(hardware.shm_gib * _GIB),
+        tmp_bytes=memory_bytes // 4,
+    )
