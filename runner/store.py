@@ -1,0 +1,232 @@
+"""The folder of runs: the only module that spells a path below `runs/`.
+
+No file says that a run is running. A record means that it has ended; without one, the kernel's lock on `owner` tells
+a run whose xrun lives from one whose xrun died.
+"""
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from runner import durable, spec
+from runner.errors import StoreError
+from runner.parse import ParseError
+from runner.record import Record, Started, Status, T, from_bytes, to_bytes
+from runner.spec import RunSpec
+
+RunStatus = Status | Literal["running", "damaged"]
+_RUN_ID = re.compile(r"[^.].*-[0-9a-f]{8}-[1-9][0-9]*")
+_NAMED_AT_MOST = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """One run's folder, and where each thing of it lies."""
+
+    path: Path
+    owner: int | None = None
+    """Descriptor that holds the run, in the process that started it."""
+
+    @property
+    def id(self) -> str:
+        """The run id: `<experiment>-<8 hex of the spec's digest>-<n>`."""
+        return self.path.name
+
+    @property
+    def spec(self) -> Path:
+        """The RunSpec as canonical JSON; its digest is in the id."""
+        return self.path / "spec.json"
+
+    @property
+    def started(self) -> Path:
+        """What was known before the container existed."""
+        return self.path / "started.json"
+
+    @property
+    def record(self) -> Path:
+        """Written once, last: a run with a record has ended."""
+        return self.path / "record.json"
+
+    @property
+    def log(self) -> Path:
+        """What the container printed."""
+        return self.path / "log.txt"
+
+    @property
+    def out(self) -> Path:
+        """The one folder that the container writes. Its content is hostile."""
+        return self.path / "out"
+
+    @property
+    def wandb(self) -> Path:
+        """W&B's files of the run."""
+        return self.path / "wandb"
+
+    @property
+    def lock(self) -> Path:
+        """The file whose kernel lock says that the run's xrun lives."""
+        return self.path / "owner"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run as the store shows it now."""
+
+    folder: RunFolder
+    status: RunStatus
+    facts: Record | Started | None
+    """The record of a run that has ended, else what it started with; None where it is damaged."""
+
+
+class RunStore:
+    """The runs below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def start(self, run: RunSpec, started: Started) -> RunFolder:
+        """Make the folder of a new run and hold it until `finish` or until this process ends. Raises StoreError."""
+        staging = RunFolder(path=self.root / f".new-{os.urandom(4).hex()}")
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, staging.path, ignore_errors=True)
+            try:
+                staging.out.mkdir(parents=True)
+                owner = _hold(staging.lock)
+            except OSError as error:
+                raise StoreError(f"cannot make a run's folder below {self.root}: {error.strerror}") from error
+            undo.callback(os.close, owner)
+            durable.write(staging.spec, run.canonical())
+            durable.write(staging.started, to_bytes(started))
+            path = self._claim(staging.path, run.run_stem)
+            undo.pop_all()
+        return RunFolder(path=path, owner=owner)
+
+    def _claim(self, staging: Path, stem: str) -> Path:
+        """Give a whole folder the next free id. A rename onto a folder that is not empty fails: one process wins."""
+        taken = [int(number) for begin, _, number in (name.rpartition("-") for name in self._ids()) if begin == stem]
+        for number in itertools.count(max(taken, default=0) + 1):
+            path = self.root / f"{stem}-{number}"
+            try:
+                staging.rename(path)
+                durable.sync_folder(self.root)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise StoreError(f"cannot make {path}: {error.strerror}") from error
+            else:
+                return path
+        raise AssertionError("numbers do not end")
+
+    def finish(self, folder: RunFolder, record: Record) -> None:
+        """Commit a run: its record appears, whole and last; then its files become read-only. Raises StoreError."""
+        assert folder.owner is not None, "only the process that started a run finishes it"
+        if folder.record.exists():
+            raise StoreError(f"{folder.id} has a record already; a run ends once")
+        durable.write(folder.record, to_bytes(record), mode=0o444)
+        durable.make_read_only(folder.path)
+        os.close(folder.owner)
+
+    def find(self, text: str) -> RunFolder:
+        """Return the run of an id, of a unique beginning of one, or the newest (`last`). Raises StoreError."""
+        ids = sorted(self._ids())
+        if text == "last":
+            if not ids:
+                raise StoreError(f"there is no run in {self.root} yet", hint="xrun experiment=resnet50")
+            return self.runs()[0].folder
+        found = [text] if text in ids else [name for name in ids if text and name.startswith(text)]
+        if len(found) == 1:
+            return RunFolder(path=self.root / found[0])
+        if not found:
+            raise StoreError(f"no run {text!r} in {self.root}", hint="xrun ls")
+        more = f" and {len(found) - _NAMED_AT_MOST} more" if len(found) > _NAMED_AT_MOST else ""
+        raise StoreError(f"{text!r} begins the ids of {', '.join(found[:_NAMED_AT_MOST])}{more}", hint="xrun ls")
+
+    def load(self, folder: RunFolder) -> Record:
+        """Return the record of a run that has ended. Raises StoreError where there is none or a byte of it changed."""
+        record = _load_record(folder)
+        if record is None:
+            raise StoreError(f"{folder.id} has no record: it {_WITHOUT_RECORD[_is_held(folder)]}", hint="xrun ls")
+        return record
+
+    def load_spec(self, folder: RunFolder) -> RunSpec:
+        """Return the spec that a run was started with. Raises StoreError where a byte of it changed."""
+        try:
+            data = folder.spec.read_bytes()
+            run = spec.from_mapping(json.loads(data))
+        except (OSError, ValueError, RecursionError, ParseError) as error:
+            raise StoreError(f"{folder.spec} cannot be read: {error}") from error
+        if run.canonical() != data or run.run_stem != folder.id.rpartition("-")[0]:
+            raise StoreError(f"{folder.spec} has been edited: its digest is {run.digest}")
+        return run
+
+    def look(self, folder: RunFolder) -> Run:
+        """Return a run as it is now. A damaged one is shown as such: one bad file must not hide the others."""
+        try:
+            record = _load_record(folder)
+            if record is None and _is_held(folder):
+                return Run(folder=folder, status="running", facts=_load(Started, folder.started))
+            # It may have ended between the two looks; the lock is freed after the record is there.
+            record = record or _load_record(folder)
+            if record is None:
+                return Run(folder=folder, status="interrupted", facts=_load(Started, folder.started))
+        except StoreError:
+            return Run(folder=folder, status="damaged", facts=None)
+        return Run(folder=folder, status=record.status, facts=record)
+
+    def runs(self) -> list[Run]:
+        """Return all runs, newest first, damaged ones last."""
+        runs = [self.look(RunFolder(path=self.root / name)) for name in self._ids()]
+        return sorted(runs, key=lambda run: (run.facts.started_at if run.facts else "", run.folder.id), reverse=True)
+
+    def _ids(self) -> list[str]:
+        try:
+            with os.scandir(self.root) as entries:
+                return [entry.name for entry in entries if _RUN_ID.fullmatch(entry.name)]
+        except FileNotFoundError:
+            return []
+
+
+_WITHOUT_RECORD = {True: "still runs", False: "was interrupted"}
+
+
+def _hold(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _is_held(folder: RunFolder) -> bool:
+    try:
+        descriptor = os.open(folder.lock, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _load_record(folder: RunFolder) -> Record | None:
+    record = _load(Record, folder.record) if folder.record.exists() else None
+    if record is not None and record.id != folder.id:
+        raise StoreError(f"{folder.record} is the record of {record.id}")
+    return record
+
+
+def _load(kind: type[T], path: Path) -> T:
+    try:
+        return from_bytes(kind, path.read_bytes())
+    except ParseError as error:
+        raise StoreError(f"{path} {error}") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
