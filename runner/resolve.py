@@ -28,7 +28,7 @@ def resolve(config: Config, image: PinnedImage, recorded: Mapping[str, Scalar]) 
         raise LockError(
             f"experiment.data: image {config.image.name} brings no data set {', '.join(absent)};"
             f" it brings {', '.join(sorted(image.data)) or 'none'}",
-            hint=f"add it under [data] in images/{config.image.data_recipe}/recipe.toml",
+            hint=f"add it under [data] in images/{config.image.data_recipe or config.image.ref}/recipe.toml",
         )
     return Lock(
         experiment=config.experiment.name,
