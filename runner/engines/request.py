@@ -1,9 +1,11 @@
 """One container request, as plain data that every engine honours in full or refuses."""
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol, cast
 
 from runner.lock import ImagePin
 
@@ -100,3 +102,36 @@ class Engine(Protocol):
 
     def start(self, request: ContainerRequest, log: Path) -> Container:
         """Start a container whose output is appended to a file. Raises EngineError, ImageError."""
+
+
+def open_log(path: Path) -> BinaryIO:
+    """Open a container's log to append to; a link in its place is refused."""
+    log_fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    log = os.fdopen(log_fd, "ab", buffering=0)
+    log.seek(0, os.SEEK_END)
+    return cast("BinaryIO", log)
+
+
+def fit(limits: Limits, memory_bytes: int) -> Limits:
+    """Return limits that a machine with memory_bytes can give: a limit is a ceiling, not a demand."""
+    return Limits(
+        memory_bytes=min(limits.memory_bytes, memory_bytes),
+        pids=limits.pids,
+        shm_bytes=min(limits.shm_bytes, memory_bytes),
+        tmp_bytes=min(limits.tmp_bytes, memory_bytes),
+    )
+
+
+_ENDED_FROM_OUTSIDE = {128 + signal.SIGHUP, 128 + signal.SIGINT, 128 + signal.SIGKILL, 128 + signal.SIGTERM}
+_DETAILS = {
+    126: "the program could not be executed",
+    127: "the program was not found",
+    128 + signal.SIGBUS: "SIGBUS: most often /dev/shm is full; raise hardware.shm_gib",
+    128 + signal.SIGSEGV: "SIGSEGV: a crash in native code",
+}
+
+
+def ended(exit_code: int) -> Outcome:
+    """Return the outcome that an exit code alone tells of."""
+    kind: OutcomeKind = "killed" if exit_code in _ENDED_FROM_OUTSIDE else "exited"
+    return Outcome(kind=kind, exit_code=exit_code, detail=_DETAILS.get(exit_code, ""))
