@@ -1,0 +1,60 @@
+"""The process that a container starts: `python -m runner.inside`. Exit code 0 only if done.json is there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+
+from runner.inside import command, job, loop, ranks
+from runner.inside.refusal import EXIT_REFUSED, Refused
+from runner.inside.session import Session
+from runner.inside.watch import Watch
+
+
+def main() -> int:
+    """Check the data, then run the command, the one rank, or the launcher of several. Returns the exit code."""
+    run = job.from_environment()
+    try:
+        if ranks.is_rank():
+            return train(run)
+        job.verify_data(run)
+        if run.config["experiment"]["command"]:
+            return command.run(run)
+        return train(run) if run.spec["ranks"] == 1 else ranks.launch(run)
+    except Refused as refused:
+        return fail(run, str(refused), EXIT_REFUSED)
+    except Exception:  # noqa: BLE001, an experiment may raise anything, and all of it is for the record
+        return fail(run, traceback.format_exc(), 1)
+
+
+def train(run: job.Job) -> int:
+    """Be one rank."""
+    place = ranks.join(run)
+    alone = place.world_size == 1
+    with Watch(run.out / "errors" / f"rank{place.rank}.txt", run.hang_timeout_s, alone=alone) as watch:
+        experiment = importlib.import_module(f"experiments.{run.config['experiment']['module']}")
+        with Session(run, place, watch) as session:
+            own_loop = getattr(experiment, "train", None)
+            own_loop(session) if own_loop else loop.train(session, experiment)
+    ranks.leave(place)
+    return 0
+
+
+def fail(run: job.Job, message: str, exit_code: int) -> int:
+    """Leave the cause where the host looks for it."""
+    errors = run.out / "errors" / f"rank{os.environ.get('RANK', '0')}.txt"
+    errors.parent.mkdir(exist_ok=True)
+    with errors.open("a", encoding="utf-8") as file:
+        file.write(message.rstrip("\n") + "\n")
+    sys.stderr.write(message.rstrip("\n") + "\n")
+    return exit_code
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A failed rank must not wait at exit for ranks that wait for it.
+    os._exit(code)

@@ -1,0 +1,63 @@
+"""What the host handed over: the spec, the folders, and how often to speak. Read from the environment once."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from runner.inside.digests import digest_of_file
+from runner.inside.refusal import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Job(NamedTuple):
+    """One run, as its process sees it."""
+
+    spec: Mapping[str, Any]
+    """RunSpec (runner/spec.py); keys that are open are left out."""
+    out: Path
+    """The one folder that the run writes."""
+    data: Path
+    """Folder of the data sets."""
+    nonce: str
+    """Repeated in done.json, so that no other run's done.json can pass for this one's."""
+    log_every_steps: int
+    hang_timeout_s: float
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The hyperparameters: seed, model, optim, data, training, schedule, precision."""
+        config: Mapping[str, Any] = self.spec["config"]
+        return config
+
+
+def from_environment() -> Job:
+    """Return the job that the host's variables describe."""
+    return Job(
+        spec=json.loads(Path(os.environ["XRUN_SPEC"]).read_bytes()),
+        out=Path(os.environ["XRUN_OUT"]),
+        data=Path(os.environ["XRUN_DATA"]),
+        nonce=os.environ["XRUN_NONCE"],
+        log_every_steps=int(os.environ["XRUN_LOG_EVERY_STEPS"]),
+        hang_timeout_s=float(os.environ["XRUN_HANG_TIMEOUT_S"]),
+    )
+
+
+def verify_data(job: Job) -> None:
+    """Read every pinned data file. Raises Refused with all that are missing or not as pinned."""
+    wrong = []
+    for name, files in sorted(job.spec["data"].items()):
+        for path, pinned in sorted(files.items()):
+            file = job.data / name / path
+            if not file.is_file():
+                wrong.append(f"  {name}/{path} is missing")
+                continue
+            digest = digest_of_file(file)
+            if digest != pinned:
+                wrong.append(f"  {name}/{path} is {digest}, pinned is {pinned}")
+    if wrong:
+        raise Refused("the data is not what the lock pins\n" + "\n".join(wrong))

@@ -1,0 +1,120 @@
+"""The processes of a run: one is run directly, more are started by torch's own launcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import distributed
+
+if TYPE_CHECKING:
+    from runner.inside.job import Job
+
+# The ranks of a container meet inside it; no name is looked up and no other machine is spoken to.
+_ADDRESS = "127.0.0.1"
+# Collectives give up after the watch has, so that the place of a hang is what is reported.
+_COLLECTIVE_GRACE_S = 60.0
+
+
+class Ranks(NamedTuple):
+    """Who this process is among the processes of the run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 writes what is written once."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in the order of ranks, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def gather_number(self, number: torch.Tensor) -> list[float]:
+        """Return every rank's float64 number, in the order of ranks, on every rank."""
+        if self.world_size == 1:
+            return [number.item()]
+        numbers = torch.empty(self.world_size, dtype=torch.float64, device=self.device)
+        distributed.all_gather_into_tensor(numbers, number.reshape(1))
+        return numbers.tolist()  # type: ignore[no-any-return]
+
+    def copy_from_first(self, tensors: list[torch.Tensor]) -> None:
+        """Give every rank the tensors of rank 0."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0)
+
+
+def is_rank() -> bool:
+    """Say whether this process is one of several, started by the launcher."""
+    return "RANK" in os.environ
+
+
+def join(job: Job) -> Ranks:
+    """Return this process's place among the ranks; blocks until all are there."""
+    world_size = job.spec["ranks"]
+    rank = int(os.environ["RANK"]) if world_size > 1 else 0
+    device = torch.device("cpu")
+    if job.spec["hardware"]["device"] == "cuda":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+    if world_size > 1:
+        timeout = timedelta(seconds=job.hang_timeout_s + _COLLECTIVE_GRACE_S)
+        backend = "gloo" if device.type == "cpu" else "nccl"
+        distributed.init_process_group(backend, timeout=timeout)
+    return Ranks(rank, world_size, device)
+
+
+def leave(ranks: Ranks) -> None:
+    """Leave the group of ranks, if there is one."""
+    if ranks.world_size > 1:
+        distributed.destroy_process_group()
+
+
+def launch(job: Job) -> int:
+    """Start every rank with this process's program and wait. Returns 0, or the first failed rank's exit code.
+
+    The first failure ends all ranks. One that died of a signal wrote nothing, so this process writes for it.
+    """
+    # torch.distributed's launcher is slow to import, and one rank does without it.
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa: PLC0415
+
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=job.spec["ranks"],
+        run_id="xrun",
+        rdzv_backend="static",
+        rdzv_endpoint=f"{_ADDRESS}:{_free_port()}",
+        rdzv_configs={"rank": 0, "timeout": 900},
+        max_restarts=0,
+        local_addr=_ADDRESS,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "runner.inside")
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        errors = job.out / "errors" / f"rank{rank}.txt"
+        if failure.exitcode < 0 and not (errors.is_file() and errors.stat().st_size):
+            errors.write_text(f"error: rank {rank} was ended by {signal.Signals(-failure.exitcode).name}\n")
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    return 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_ADDRESS, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,12 @@
+"""What the harness says when a run must not start, or must not be called done."""
+
+from __future__ import annotations
+
+EXIT_REFUSED = 2
+
+
+class Refused(Exception):
+    """The run cannot keep what its spec promises: one message, one hint, no traceback."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(f"error: {message}" if hint is None else f"error: {message}\n\nhint: {hint}")
