@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
+from runner.canonical import canonical_bytes
 from runner.config import Config, Hardware, hyperparameters
 from runner.errors import LockError
 from runner.levels import environment, level_of
@@ -71,32 +72,37 @@ def moved_pins(lock: Lock, config: Config) -> list[str]:
         "hardware": to_mapping(hardware_pin(config.hardware)),
         "data": sorted(config.experiment.data),
     }
-    return list(differences(pinned, asked))
+    return _said(differences(pinned, asked))
 
 
 def moved_values(lock: Lock, base: Config) -> list[str]:
     """Name each hyperparameter and knob in which `conf/` is no longer what was locked."""
     locked = lock.config | {"determinism": to_mapping(lock.determinism)}
-    return list(differences(locked, hyperparameters(base) | {"determinism": to_mapping(determinism_pin(base))}))
+    asked = hyperparameters(base) | {"determinism": to_mapping(determinism_pin(base))}
+    return _said(differences(locked, asked))
 
 
-def differences(locked: Mapping[str, object], asked: Mapping[str, object], place: str = "") -> Iterator[str]:
-    """Yield `key: lock X, asked Y` for each leaf in which two trees differ, keys sorted."""
-    for key in sorted({*locked, *asked}):
-        old, new = locked.get(key), asked.get(key)
+def differences(
+    old: Mapping[str, object],
+    new: Mapping[str, object],
+    place: str = "",
+) -> Iterator[tuple[str, str, str]]:
+    """Yield key, old and new value of each leaf in which two trees differ, keys sorted."""
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
         where = f"{place}.{key}" if place else key
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from differences(old, new, where)
-        elif _leaf(old) != _leaf(new) or type(old) is bool is not type(new):
-            yield f"{where}: lock {_shown(old)}, asked {_shown(new)}"
-
-
-def _leaf(value: object) -> object:
-    return tuple(value) if isinstance(value, list | tuple) else value
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from differences(before, after, where)
+        elif canonical_bytes(before) != canonical_bytes(after):  # unlike ==, it tells 1 from 1.0 and True
+            yield where, _shown(before), _shown(after)
 
 
 def _shown(value: object) -> str:
     return "nothing" if value is None else str(value)
+
+
+def _said(moved: Iterator[tuple[str, str, str]]) -> list[str]:
+    return [f"{place}: lock {old}, asked {new}" for place, old, new in moved]
 
 
 def require_pins(lock: Lock, config: Config, path: PurePath, asked: str) -> None:
