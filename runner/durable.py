@@ -1,5 +1,6 @@
 """Write a file so that readers, and a machine that lost power, see it whole or not at all."""
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -39,24 +40,20 @@ def sync_folder(path: Path) -> None:
 
 def make_read_only(folder: Path) -> None:
     """Take the write permission from every file of a tree. Its folders keep theirs, so that a user can delete it."""
-    for _, _, names, parent in os.fwalk(folder):
-        for name in names:
-            _refuse_writes(name, parent)
+    # This guards against slips; digests guard the bytes. What is odd here stays as it is.
+    with contextlib.suppress(OSError, RecursionError):
+        for _, _, names, parent in os.fwalk(folder):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    _refuse_writes(name, parent)
 
 
 def _refuse_writes(name: str, parent: int) -> None:
-    # A container may have left a link to a file of the host, or a FIFO: neither is followed nor waited for.
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
-    except OSError:
-        return
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
     try:
         found = os.fstat(descriptor)
         if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
             os.fchmod(descriptor, stat.S_IMODE(found.st_mode) & ~0o222)
-    except PermissionError:
-        # A file of the container's own user, whom this one cannot speak for.
-        return
     finally:
         os.close(descriptor)
 

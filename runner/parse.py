@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -45,6 +46,8 @@ def nearest(word: str, words: typing.Iterable[str]) -> str | None:
 
 
 def _parse(kind: typing.Any, value: object, place: str, mistakes: list[Mistake]) -> object:  # noqa: PLR0911, one return a kind of type
+    if type(value) is kind:
+        return value
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(typing.cast("type", kind), value, place, mistakes)
@@ -72,12 +75,7 @@ def _parse_dataclass(kind: type, value: object, place: str, mistakes: list[Mista
     if not isinstance(value, Mapping):
         mistakes.append(_wrong(place, "a group of keys", value))
         return None
-    hints = typing.get_type_hints(kind)
-    required = {
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
+    hints, required = _keys(kind)
     for key in value:
         if key not in hints:
             near = nearest(str(key), hints)
@@ -86,6 +84,17 @@ def _parse_dataclass(kind: type, value: object, place: str, mistakes: list[Mista
     mistakes += [Mistake(place=_join(place, key), what="missing") for key in sorted(required - set(value))]
     known = {key: _parse(hints[key], value[key], _join(place, key), mistakes) for key in hints if key in value}
     return None if mistakes else kind(**known)
+
+
+@functools.cache
+def _keys(kind: type) -> tuple[dict[str, typing.Any], frozenset[str]]:
+    """Return the types of a dataclass's keys, and which keys it must have."""
+    required = (
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    )
+    return typing.get_type_hints(kind), frozenset(required)
 
 
 def _parse_choice(choices: tuple[object, ...], value: object, place: str, mistakes: list[Mistake]) -> object:

@@ -3,11 +3,10 @@
 import datetime as dt
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, TypeVar
 
-from runner.canonical import digest_of_value, is_digest
+from runner.canonical import canonical_bytes, digest_of_value, is_digest
 from runner.parse import Mistake, ParseError, Scalar, parse, plain
 
 VERSION = 1
@@ -89,9 +88,9 @@ T = TypeVar("T", Started, Record)
 
 
 def to_bytes(value: Started) -> bytes:
-    """Return a record's file: sorted, one key a line, with the digest of all the rest."""
+    """Return a record's file: canonical JSON with the digest of all the rest."""
     content = plain(value)
-    return _text(content | {"digest": digest_of_value(content)})
+    return canonical_bytes(content | {"digest": digest_of_value(content)})
 
 
 def from_bytes(kind: type[T], data: bytes) -> T:
@@ -100,7 +99,7 @@ def from_bytes(kind: type[T], data: bytes) -> T:
         content = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise _damaged(f"is no JSON: {error}") from error
-    if not isinstance(content, dict) or _text(content) != data:
+    if not isinstance(content, dict) or canonical_bytes(content) != data:
         raise _damaged("has been edited: it is not the text that xrun writes")
     stated = content.pop("digest", None)
     if stated != (actual := digest_of_value(content)):
@@ -140,10 +139,6 @@ def _mistakes(value: Started) -> list[Mistake]:
         if not _TIMESTAMP.fullmatch(text)
     ]
     return mistakes
-
-
-def _text(content: Mapping[str, object]) -> bytes:
-    return (json.dumps(content, sort_keys=True, indent=2, allow_nan=False) + "\n").encode("ascii")
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -171,11 +171,11 @@ class RunStore:
         try:
             record = _load_record(folder)
             if record is None and _is_held(folder):
-                return Run(folder=folder, status="running", facts=_load(Started, folder.started))
+                return Run(folder=folder, status="running", facts=_load_started(folder))
             # It may have ended between the two looks; the lock is freed after the record is there.
             record = record or _load_record(folder)
             if record is None:
-                return Run(folder=folder, status="interrupted", facts=_load(Started, folder.started))
+                return Run(folder=folder, status="interrupted", facts=_load_started(folder))
         except StoreError:
             return Run(folder=folder, status="damaged", facts=None)
         return Run(folder=folder, status=record.status, facts=record)
@@ -217,16 +217,27 @@ def _is_held(folder: RunFolder) -> bool:
 
 
 def _load_record(folder: RunFolder) -> Record | None:
-    record = _load(Record, folder.record) if folder.record.exists() else None
-    if record is not None and record.id != folder.id:
+    try:
+        data = folder.record.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{folder.record} cannot be read: {error.strerror}") from error
+    record = _parsed(Record, data, folder.record)
+    if record.id != folder.id:
         raise StoreError(f"{folder.record} is the record of {record.id}")
     return record
 
 
-def _load(kind: type[T], path: Path) -> T:
+def _load_started(folder: RunFolder) -> Started:
     try:
-        return from_bytes(kind, path.read_bytes())
+        return _parsed(Started, folder.started.read_bytes(), folder.started)
+    except OSError as error:
+        raise StoreError(f"{folder.started} cannot be read: {error.strerror}") from error
+
+
+def _parsed(kind: type[T], data: bytes, path: Path) -> T:
+    try:
+        return from_bytes(kind, data)
     except ParseError as error:
         raise StoreError(f"{path} {error}") from error
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
