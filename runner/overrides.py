@@ -1,0 +1,178 @@
+"""The command line's `key=value` words, read by Hydra's own grammar; what one run cannot take is refused."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from antlr4.error.ErrorListener import ErrorListener
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override as HydraOverride
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import HydraException
+from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, OverrideLexer
+from hydra.grammar.gen.OverrideParser import OverrideParser
+
+from runner.errors import ConfigError
+from runner.parse import nearest
+
+_MAX_CHARACTERS = 4096
+_MAX_DEPTH = 16
+
+_KINDS: Mapping[OverrideType, Literal["set", "add", "force", "delete"]] = {
+    OverrideType.CHANGE: "set",
+    OverrideType.ADD: "add",
+    OverrideType.FORCE_ADD: "force",
+    OverrideType.DEL: "delete",
+}
+
+_OWN_WORDS = {
+    "hydra/launcher": "where runs are placed is said by scheduler=…",
+    "hydra/sweeper": "xrun has its own sweeps, by `xrun -m`",
+    "hydra.sweeper": "xrun has its own sweeps, by `xrun -m`",
+    "hydra.launcher": "where runs are placed is said by scheduler=…",
+    "hydra.mode": "xrun has its own sweeps, by `xrun -m`",
+    "hydra.run": "a run's folder is runs/<run-id>/",
+    "hydra.sweep": "a run's folder is runs/<run-id>/",
+    "hydra.searchpath": "config files are read from conf/ alone",
+    "hydra.job": "a run's environment and working folder are its container's",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """One word of the command line."""
+
+    text: str
+    key: str
+    kind: Literal["set", "add", "force", "delete"]
+    value: object
+    is_group: bool
+    """It picks an option of a group; else it gives a key its value."""
+
+    def sets(self, place: str) -> bool:
+        """Say whether a key got its value here."""
+        return not self.is_group and (place == self.key or place.startswith((self.key + ".", self.key + "[")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a word is refused, and the word that was probably meant."""
+
+    what: str
+    text: str | None = None
+    instead: str | None = None
+
+
+def refuse(refusals: Sequence[Refusal], texts: Sequence[str]) -> ConfigError:
+    """Return the error that names every refusal; its hint is the command line with the words that were meant."""
+    meant = {refusal.text: refusal.instead for refusal in refusals if refusal.text is not None}
+    hint = None
+    if meant and all(refusal.instead for refusal in refusals):
+        hint = shlex.join(["xrun", *(meant.get(text) or text for text in texts)])
+    return ConfigError("\n".join(refusal.what for refusal in refusals), hint=hint)
+
+
+def read_overrides(texts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[Override]:
+    """Read the words of a command line. Raises ConfigError with every word that is wrong in itself."""
+    parser = OverridesParser.create()
+    answers = [_read(parser, text, groups) for text in texts]
+    if refusals := [answer for answer in answers if isinstance(answer, Refusal)]:
+        raise refuse(refusals, texts)
+    return [answer for answer in answers if isinstance(answer, Override)]
+
+
+def _read(parser: OverridesParser, text: str, groups: Mapping[str, Sequence[str]]) -> Override | Refusal:
+    if len(text) > _MAX_CHARACTERS or _depth(text) > _MAX_DEPTH:
+        what = f"longer than {_MAX_CHARACTERS} characters or nested deeper than {_MAX_DEPTH} levels"
+        return Refusal(what=f"{text[:40]}…: {what}")
+    try:
+        parsed = parser.parse_override(text)
+    # A function of the grammar, such as int(abc), fails with Python's own errors.
+    except (HydraException, ValueError, TypeError) as error:
+        return _unreadable(text, error, groups)
+    if parsed.key_or_group is None:
+        return Refusal(what=f"{text!r}: no key before the =")
+    return _hydras_own(parsed) or _sweep(parsed) or _override(parsed, groups)
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+class _FirstError(ErrorListener):  # type: ignore[misc]
+    """Where the grammar first fails to go on."""
+
+    column: int | None = None
+
+    def syntaxError(self, _recognizer: object, _symbol: object, line: int, column: int, *_: object) -> None:  # noqa: N802, antlr's name
+        if self.column is None:
+            self.column = column if line == 1 else None
+
+
+def _unreadable(text: str, error: Exception, groups: Mapping[str, Sequence[str]]) -> Refusal:
+    if "=" not in text and not text.startswith("~"):
+        meant = next((f"{group}={text}" for group in groups if text in groups[group]), None)
+        near = f"; did you mean {meant}?" if meant else ""
+        return Refusal(what=f"{text!r}: expected key=value{near}", text=text, instead=meant)
+    listener = _FirstError()
+    lexer = OverrideLexer(InputStream(text))
+    stream = CommonTokenStream(lexer)
+    parser = OverrideParser(stream)
+    for recognizer in (lexer, parser):
+        recognizer.removeErrorListeners()
+        recognizer.addErrorListener(listener)
+    parser.override()
+    if listener.column is None:
+        reason = str(error).split(": ", 1)[-1].splitlines()[0]
+        return Refusal(what=f"{text}: {reason}")
+    return Refusal(what=f"cannot read on from the mark:\n  {text}\n  {' ' * listener.column}^")
+
+
+def _hydras_own(parsed: HydraOverride) -> Refusal | None:
+    key = parsed.key_or_group
+    if key != "hydra" and not key.startswith(("hydra.", "hydra/")):
+        return None
+    own = next((words for prefix, words in _OWN_WORDS.items() if key == prefix or key.startswith(prefix + ".")), None)
+    return Refusal(what=f"{key}: hydra's own settings are not read; {own or 'xrun runs without them'}")
+
+
+def _sweep(parsed: HydraOverride) -> Refusal | None:
+    if not parsed.is_sweep_override():
+        return None
+    key, _, values = str(parsed.input_line).partition("=")
+    return Refusal(
+        what=f"{parsed.input_line}: one run takes one value, and sweeps are not there yet;"
+        f" a list is written '{key}=[{values}]'",
+    )
+
+
+def _override(parsed: HydraOverride, groups: Mapping[str, Sequence[str]]) -> Override | Refusal:
+    key, text, value = str(parsed.key_or_group), str(parsed.input_line), parsed.value()
+    kind = _KINDS[parsed.type]
+    is_group = key in groups
+    if not is_group and ("/" in key or parsed.package is not None):
+        meant = nearest(key, groups)
+        near = f"; did you mean {meant}?" if meant else ""
+        return Refusal(what=f"{key}: unknown group; groups are {_words(groups)}{near}")
+    if is_group and kind != "delete" and value not in groups[key]:
+        return _unknown_option(text, key, value, groups[key])
+    return Override(text=text, key=key, kind=kind, value=value, is_group=is_group)
+
+
+def _unknown_option(text: str, group: str, value: object, options: Sequence[str]) -> Refusal:
+    meant = nearest(str(value), options)
+    near = f"; did you mean {meant}?" if meant else ""
+    return Refusal(
+        what=f"unknown {group} {value!r}{near} conf/{group}/ has {_words(options)}",
+        text=text,
+        instead=f"{group}={meant}" if meant else None,
+    )
+
+
+def _words(words: Iterable[str]) -> str:
+    return ", ".join(sorted(words))
