@@ -67,8 +67,8 @@ def test_a_link_that_a_container_left_does_not_change_a_file_of_the_host(tmp_pat
 def test_folders_deeper_than_any_walk_do_not_keep_a_run_from_ending(tmp_path: Path) -> None:
     runs = RunStore(tmp_path / "runs")
     folder = runs.start(make_spec(), make_started())
-    deep = "cd '%s' && for i in $(seq 1500); do mkdir d && cd d || exit; done"
-    subprocess.run(["/bin/sh", "-c", deep % folder.out], check=True)
+    deep = "for i in $(seq 1500); do mkdir d && cd d || exit; done"
+    subprocess.run(["/bin/sh", "-c", deep], cwd=folder.out, check=True)
     runs.finish(folder, make_record(folder.id, make_started()))
     assert runs.look(folder).status == "done"
     subprocess.run(["/bin/rm", "-r", folder.out], check=True)
