@@ -71,10 +71,10 @@ def _bound_exceeded(text: str) -> str | None:
     try:
         for event in yaml.parse(text, Loader=yaml.CSafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                return f"line {event.start_mark.line + 1}: no YAML aliases (*{event.anchor}); write ${{key}} instead"
+                return f"YAML alias *{event.anchor}: values are shared by ${{key}} instead"
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _MAX_DEPTH:
-                return f"line {event.start_mark.line + 1}: nested deeper than {_MAX_DEPTH} levels"
+                return f"nested deeper than {_MAX_DEPTH} levels"
     except yaml.YAMLError:
         return None
     return None
@@ -84,7 +84,7 @@ def _content(text: str) -> Mapping[str, Any]:
     import yaml  # noqa: PLC0415, as above
 
     try:
-        content = yaml.load(text, Loader=yaml.CSafeLoader)  # noqa: S506, it is a safe loader
+        content = yaml.load(text, Loader=yaml.CSafeLoader)
     except (yaml.YAMLError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

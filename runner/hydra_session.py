@@ -12,7 +12,7 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException, UnsupportedInterpolationType
+from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from runner.conf_files import groups
@@ -21,19 +21,23 @@ from runner.errors import ConfigError, XrunError
 PRIMARY = "config"
 """conf/config.yaml, as Hydra calls it."""
 
-_OF_THIS_MACHINE = ("oc.env", "env", "now", "hydra", "python_version")
+_SECRET = ("oc.env", "env")
+_OF_THIS_MACHINE = (*_SECRET, "now", "hydra", "python_version")
 """Resolvers that answer with what only this machine or this moment knows."""
 
 
 @contextmanager
-def hydra_session(conf: Path) -> Iterator[Hydra]:
-    """Open Hydra on a folder until the block ends. What goes wrong in the block is a ConfigError."""
+def hydra_session(conf: Path, *, foreign: bool = False) -> Iterator[Hydra]:
+    """Open Hydra on a folder until the block ends. What goes wrong in the block is a ConfigError.
+
+    The machine's environment never resolves; its clock and Hydra's own node only where foreign values are allowed.
+    """
     # Hydra imports this package, the working folder's included, and runs what it finds there.
     sys.modules.setdefault("hydra_plugins", ModuleType("hydra_plugins")).__path__ = []
     try:
         with warnings.catch_warnings(), initialize_config_dir(str(conf.resolve()), version_base="1.3"):
             warnings.simplefilter("ignore")  # of Hydra's upgrades, which are ours to make
-            for name in _OF_THIS_MACHINE:
+            for name in _SECRET if foreign else _OF_THIS_MACHINE:
                 OmegaConf.clear_resolver(name)
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
@@ -52,12 +56,17 @@ def _config_error(error: Exception, conf: Path) -> ConfigError:
         return ConfigError(f"{_shown(mark.name, conf)}:{mark.line + 1}:{mark.column + 1}: {cause.problem}")
     if isinstance(cause, OmegaConfBaseException):
         place = f"{cause.full_key}: " if cause.full_key else ""
-        reason = "a secret or this machine's environment must not reach a lock; write the value itself"
-        foreign = f" ({reason})" if isinstance(cause, UnsupportedInterpolationType) else ""
-        return ConfigError(f"{place}{lines[0]}{foreign}")
+        return ConfigError(f"{place}{_reason(lines[0])}")
     if isinstance(cause, HydraException):
         return _composition_error(lines, conf)
     return ConfigError(f"{conf.name}/: Hydra cannot compose these files: {type(cause).__name__}: {lines[0]}")
+
+
+def _reason(line: str) -> str:
+    resolver = line.removeprefix("Unsupported interpolation type ")
+    if resolver in _OF_THIS_MACHINE:
+        return f"${{{resolver}:…}} does not resolve: a secret or this machine's environment must not reach a lock"
+    return "unknown key" if line.endswith("is not in struct") else line
 
 
 def _composition_error(lines: list[str], conf: Path) -> ConfigError:
@@ -67,6 +76,9 @@ def _composition_error(lines: list[str], conf: Path) -> ConfigError:
             f"no {open_group} chosen; {conf.name}/{open_group}/ has {', '.join(options)}",
             hint=f"xrun {open_group}={'resnet50' if 'resnet50' in options else options[0]}",
         )
+    if lines[0].startswith("Multiple values for "):
+        group = lines[0].removeprefix("Multiple values for ").partition(".")[0]
+        return ConfigError(f"{group}: chosen twice; a group that has a default is set without a +")
     return ConfigError(f"{conf.name}/: {lines[0]}")
 
 

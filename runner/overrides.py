@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from antlr4.error.ErrorListener import ErrorListener
+from antlr4 import CommonTokenStream, InputStream  # type: ignore[import-untyped]
+from antlr4.error.ErrorListener import ErrorListener  # type: ignore[import-untyped]
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override as HydraOverride
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
-from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, OverrideLexer
+from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
 from runner.errors import ConfigError
@@ -126,7 +127,7 @@ def _unreadable(text: str, error: Exception, groups: Mapping[str, Sequence[str]]
     for recognizer in (lexer, parser):
         recognizer.removeErrorListeners()
         recognizer.addErrorListener(listener)
-    parser.override()
+    parser.override()  # type: ignore[no-untyped-call]
     if listener.column is None:
         reason = str(error).split(": ", 1)[-1].splitlines()[0]
         return Refusal(what=f"{text}: {reason}")
@@ -159,7 +160,9 @@ def _override(parsed: HydraOverride, groups: Mapping[str, Sequence[str]]) -> Ove
         meant = nearest(key, groups)
         near = f"; did you mean {meant}?" if meant else ""
         return Refusal(what=f"{key}: unknown group; groups are {_words(groups)}{near}")
-    if is_group and kind != "delete" and value not in groups[key]:
+    if is_group and kind == "delete":
+        return Refusal(what=f"{text}: every run has one of conf/{key}/: {_words(groups[key])}")
+    if is_group and value not in groups[key]:
         return _unknown_option(text, key, value, groups[key])
     return Override(text=text, key=key, kind=kind, value=value, is_group=is_group)
 
@@ -168,7 +171,7 @@ def _unknown_option(text: str, group: str, value: object, options: Sequence[str]
     meant = nearest(str(value), options)
     near = f"; did you mean {meant}?" if meant else ""
     return Refusal(
-        what=f"unknown {group} {value!r}{near} conf/{group}/ has {_words(options)}",
+        what=f"unknown {group} {value!r}{near or ';'} conf/{group}/ has {_words(options)}",
         text=text,
         instead=f"{group}={meant}" if meant else None,
     )

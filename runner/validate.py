@@ -104,9 +104,6 @@ def _training(config: Config) -> Iterator[Mistake]:
         yield Mistake(place="training.batch_size", what=f"{what} x {training.micro_batches} micro-batches")
     if training.clip_norm is not None and training.clip_norm <= 0:
         yield Mistake(place="training.clip_norm", what=f"expected more than 0 or null, found {training.clip_norm}")
-    if schedule.warmup_steps > training.steps:
-        what = f"expected at most training.steps={training.steps}, found {schedule.warmup_steps}"
-        yield Mistake(place="schedule.warmup_steps", what=what)
     if not 0 <= schedule.final_scale <= 1:
         yield Mistake(place="schedule.final_scale", what=f"expected 0 to 1, found {schedule.final_scale}")
 
