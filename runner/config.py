@@ -1,9 +1,9 @@
 """What a person asks for: the config that Hydra composes from `conf/` and the command line, typed."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from runner.parse import Scalar
+from runner.parse import Scalar, plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,8 @@ class ImageChoice:
     platform: str
     python: str
     """Name of the interpreter inside the image."""
+    data_recipe: str | None = None
+    """Recipe whose data sets are mounted at /data; None where the image holds its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +153,10 @@ class Config:
 
 def hyperparameters(config: Config) -> dict[str, object]:
     """Return the part of a config that decides what is trained, as plain mappings; keys that are None stay out."""
-    groups: dict[str, dict[str, Any]] = {
-        "model": config.model,
-        "optim": config.optim,
-        "data": config.data,
-        "training": asdict(config.training),
-        "schedule": asdict(config.schedule),
+    groups = {
+        name: plain(getattr(config, name)) for name in ("experiment", "model", "optim", "data", "training", "schedule")
     }
     tree: dict[str, object] = {
         name: {key: value for key, value in group.items() if value is not None} for name, group in groups.items()
     }
-    return tree | {"experiment": config.experiment.name, "seed": config.seed, "precision": config.precision.name}
+    return tree | {"seed": config.seed, "precision": config.precision.name}

@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
+from yaml.reader import ReaderError
 
 from runner.conf_files import groups
 from runner.errors import ConfigError, XrunError
@@ -54,12 +55,15 @@ def _config_error(error: Exception, conf: Path) -> ConfigError:
     if isinstance(cause, MarkedYAMLError) and cause.problem_mark is not None:
         mark = cause.problem_mark
         return ConfigError(f"{_shown(mark.name, conf)}:{mark.line + 1}:{mark.column + 1}: {cause.problem}")
+    if isinstance(cause, ReaderError):
+        return ConfigError(f"{_shown(str(cause.name), conf)}: character {cause.position}: {cause.reason}")
     if isinstance(cause, OmegaConfBaseException):
         place = f"{cause.full_key}: " if cause.full_key else ""
         return ConfigError(f"{place}{_reason(lines[0])}")
     if isinstance(cause, HydraException):
         return _composition_error(lines, conf)
-    return ConfigError(f"{conf.name}/: Hydra cannot compose these files: {type(cause).__name__}: {lines[0]}")
+    kind = "" if isinstance(cause, ValueError) else f"Hydra cannot compose these files: {type(cause).__name__}: "
+    return ConfigError(f"{conf.name}/: {kind}{lines[0]}")
 
 
 def _reason(line: str) -> str:
