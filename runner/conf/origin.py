@@ -9,9 +9,9 @@ from typing import Any
 
 from hydra.types import RunMode
 
-from runner.conf_files import Files, holds
-from runner.hydra_session import PRIMARY, hydra_session
-from runner.overrides import Override, Refusal
+from runner.conf.files import Files, holds
+from runner.conf.overrides import Override, Refusal
+from runner.conf.session import PRIMARY, hydra_session
 from runner.parse import Mistake, nearest
 
 FREE_GROUPS = ("model", "optim", "data")

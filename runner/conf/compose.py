@@ -9,11 +9,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from runner.conf_files import groups, read_files
-from runner.conf_origin import FREE_GROUPS, Origin, misplaced, refusal
+from runner.conf.files import groups, read_files
+from runner.conf.origin import FREE_GROUPS, Origin, misplaced, refusal
+from runner.conf.overrides import Override, read_overrides, refuse
+from runner.conf.session import PRIMARY, hydra_session
 from runner.config import Config
-from runner.hydra_session import PRIMARY, hydra_session
-from runner.overrides import Override, read_overrides, refuse
 from runner.parse import Mistake, ParseError, parse
 from runner.validate import mistakes_in
 

@@ -11,10 +11,10 @@ from hydra._internal.core_plugins.bash_completion import BashCompletion
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from runner.conf_files import groups, read_files
+from runner.conf.files import groups, read_files
+from runner.conf.overrides import read_overrides
+from runner.conf.session import PRIMARY, hydra_session
 from runner.errors import ConfigError, XrunError
-from runner.hydra_session import PRIMARY, hydra_session
-from runner.overrides import read_overrides
 from runner.parse import nearest
 
 _SHELL_WORD = re.compile(r"(un)?install=(bash|zsh|fish)")

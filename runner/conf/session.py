@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 from yaml.reader import ReaderError
 
-from runner.conf_files import groups
+from runner.conf.files import groups
 from runner.errors import ConfigError, XrunError
 
 PRIMARY = "config"
