@@ -183,8 +183,8 @@ class EventReader:
 
     def __init__(self, out: Path) -> None:
         self.skipped = 0
+        self.position = 0
         self._out = out
-        self._offset = 0
         self._rest = b""
 
     def read(self) -> Iterator[Event]:
@@ -203,10 +203,10 @@ class EventReader:
         # Opened anew each time: the container may put anything in the file's place, at any time.
         try:
             with opened_folder(self._out) as folder, opened(folder, EVENTS, EVENTS) as (file, _):
-                data = os.pread(file, _BLOCK_BYTES, self._offset)
+                data = os.pread(file, _BLOCK_BYTES, self.position)
         except (OSError, RunFailed):
             return b""
-        self._offset += len(data)
+        self.position += len(data)
         return data
 
 
