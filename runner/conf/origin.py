@@ -1,5 +1,6 @@
 """Where each key of a config comes from, and what a message says about one that is wrong."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,9 +95,7 @@ def _places(tree: object, above: str) -> Iterator[tuple[str, object]]:
 
 
 def _unknown(word: Override, known: Mapping[str, object], origin: Origin) -> Refusal:
-    values = sorted(place for place, value in known.items() if not isinstance(value, Mapping))
-    same_name = [place for place in values if place.endswith(f".{word.key}")]
-    meant = same_name[0] if same_name else nearest(word.key, values)
+    meant = _meant(word.key, sorted(place for place, value in known.items() if not isinstance(value, Mapping)))
     what = f"{word.key}: unknown key in {origin.file(meant or word.key)}"
     if meant:
         what += f"; did you mean {meant}?"
@@ -105,8 +104,20 @@ def _unknown(word: Override, known: Mapping[str, object], origin: Origin) -> Ref
         beside = origin.value(above) if above else origin.tree
         what += f"; known keys: {', '.join(sorted(map(str, beside)))}" if isinstance(beside, Mapping) else ""
     if word.kind == "set" and word.key.startswith(tuple(f"{group}." for group in FREE_GROUPS)):
-        what += f" To add a new key: +{word.text}"
+        what += f"{'' if meant else ';'} to add a new key: +{word.text}"
     return Refusal(what=what, text=word.text, instead=word.text.replace(word.key, meant, 1) if meant else None)
+
+
+def _meant(key: str, known: Sequence[str]) -> str | None:
+    """Return the key that was probably meant: beside it, or of another group if no group was said."""
+    above, _, name = key.rpartition(".")
+    by_name = {place.rpartition(".")[2]: place for place in reversed(known) if place.rpartition(".")[0] == above}
+    if not by_name:
+        return nearest(key, known)
+    if not above:
+        by_name = {place.rpartition(".")[2]: place for place in reversed(known)} | by_name
+    near = nearest(name, by_name)
+    return by_name[near] if near else None
 
 
 def refusal(mistake: Mistake, words: Sequence[Override], origin: Origin) -> Refusal:
@@ -119,5 +130,6 @@ def refusal(mistake: Mistake, words: Sequence[Override], origin: Origin) -> Refu
     if default is None or isinstance(default, Mapping | list):
         return Refusal(what=str(mistake))
     meant = _MEANT.search(mistake.what)
-    right = meant[1] if meant else str(default)
-    return Refusal(what=f"{mistake} ({file} has {default})", text=word.text, instead=f"{mistake.place}={right}")
+    has = json.dumps(default) if isinstance(default, bool) else str(default)
+    right = meant[1] if meant else has
+    return Refusal(what=f"{mistake} ({file} has {has})", text=word.text, instead=f"{mistake.place}={right}")

@@ -9,7 +9,7 @@ from antlr4 import CommonTokenStream, InputStream  # type: ignore[import-untyped
 from antlr4.error.ErrorListener import ErrorListener  # type: ignore[import-untyped]
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override as HydraOverride
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.override_parser.types import OverrideType, ValueType
 from hydra.errors import HydraException
 from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
@@ -92,9 +92,9 @@ def _read(parser: OverridesParser, text: str, groups: Mapping[str, Sequence[str]
     # A function of the grammar, such as int(abc), fails with Python's own errors.
     except (HydraException, ValueError, TypeError) as error:
         return _unreadable(text, error, groups)
-    if parsed.key_or_group is None:
+    if not parsed.key_or_group:
         return Refusal(what=f"{text!r}: no key before the =")
-    return _hydras_own(parsed) or _sweep(parsed) or _override(parsed, groups)
+    return _hydras_own(parsed) or _sweep(parsed, is_group=parsed.key_or_group in groups) or _override(parsed, groups)
 
 
 def _depth(text: str) -> int:
@@ -142,14 +142,13 @@ def _hydras_own(parsed: HydraOverride) -> Refusal | None:
     return Refusal(what=f"{key}: hydra's own settings are not read; {own or 'xrun runs without them'}")
 
 
-def _sweep(parsed: HydraOverride) -> Refusal | None:
+def _sweep(parsed: HydraOverride, *, is_group: bool) -> Refusal | None:
     if not parsed.is_sweep_override():
         return None
     key, _, values = str(parsed.input_line).partition("=")
-    return Refusal(
-        what=f"{parsed.input_line}: one run takes one value, and sweeps are not there yet;"
-        f" a list is written '{key}=[{values}]'",
-    )
+    is_listed = parsed.value_type is ValueType.SIMPLE_CHOICE_SWEEP and not is_group
+    as_list = f"; a list is written '{key}=[{values}]'" if is_listed else ""
+    return Refusal(what=f"{parsed.input_line}: one run takes one value, and sweeps are not there yet{as_list}")
 
 
 def _override(parsed: HydraOverride, groups: Mapping[str, Sequence[str]]) -> Override | Refusal:
