@@ -1,11 +1,10 @@
 """One container request, as plain data that every engine honours in full or refuses."""
 
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol, cast
+from typing import Literal, Protocol
 
 from runner.lock import ImagePin
 
@@ -102,14 +101,6 @@ class Engine(Protocol):
 
     def start(self, request: ContainerRequest, log: Path) -> Container:
         """Start a container whose output is appended to a file. Raises EngineError, ImageError."""
-
-
-def open_log(path: Path) -> BinaryIO:
-    """Open a container's log to append to; a link in its place is refused."""
-    log_fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    log = os.fdopen(log_fd, "ab", buffering=0)
-    log.seek(0, os.SEEK_END)
-    return cast("BinaryIO", log)
 
 
 def fit(limits: Limits, memory_bytes: int) -> Limits:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from runner.engines.bwrap import HOSTS_CONTENT, sandbox_arguments
-from runner.engines.request import ContainerRequest, Limits, Outcome, ended, open_log
+from runner.engines.log import open_log
+from runner.engines.request import ContainerRequest, Limits, Outcome, ended
 from runner.engines.seccomp import seccomp_filter
 from runner.engines.usage import excess
 
