@@ -84,6 +84,8 @@ class Run:
     status: RunStatus
     facts: Record | Started | None
     """The record of a run that has ended, else what it started with; None where it is damaged."""
+    problem: str = ""
+    """What is damaged; empty where nothing is."""
 
 
 class RunStore:
@@ -176,8 +178,8 @@ class RunStore:
             record = record or _load_record(folder)
             if record is None:
                 return Run(folder=folder, status="interrupted", facts=_load_started(folder))
-        except StoreError:
-            return Run(folder=folder, status="damaged", facts=None)
+        except StoreError as error:
+            return Run(folder=folder, status="damaged", facts=None, problem=error.message)
         return Run(folder=folder, status=record.status, facts=record)
 
     def runs(self) -> list[Run]:

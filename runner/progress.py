@@ -1,0 +1,124 @@
+"""How a run gets on: one live line on a terminal, a few plain lines anywhere else."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
+
+from runner.outputs import Event
+from runner.terminal import clipped, printable
+
+_PLAIN_PARTS = 10
+_LINE_CAP = 500
+_ERASE = "\r\x1b[K"
+
+
+class Progress:
+    """Shows one run's events. What a container wrote is shown in printable characters only."""
+
+    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._is_live = stream.isatty()
+        self._began_s = clock()
+        self._first: tuple[float, float] | None = None
+        self._part = -1
+        self._live_line = ""
+
+    def event(self, event: Event) -> None:
+        """Show one event."""
+        match event["kind"]:
+            case "start":
+                self._print(_start(event))
+            case "step":
+                self._step(event)
+            case "eval" if isinstance(event.get("metrics"), dict):
+                metrics = ", ".join(f"{name} {_shown(value)}" for name, value in event["metrics"].items())
+                self._print(f"eval at step {_shown(event.get('step'))}: {metrics}")
+            case "end":
+                self._print(f"end after {_duration(self._clock() - self._began_s)}")
+
+    def say(self, line: str) -> None:
+        """Print a line of xrun's own; the live line makes room for it."""
+        self._print(line)
+
+    def close(self) -> None:
+        """Leave the live line as it stands and go below it."""
+        if self._live_line:
+            self._write("\n")
+            self._live_line = ""
+
+    def _step(self, event: Event) -> None:
+        step, steps = _number(event.get("step")), _number(event.get("steps"))
+        if step is None or not steps:
+            return
+        line = f"step {step:.0f}/{steps:.0f}  loss {_shown(event.get('loss'))}"
+        if (rate := _number(event.get("samples_per_s"))) is not None:
+            line += f"  {rate:.1f} samples/s"
+        if (left_s := self._left_s(step, steps)) is not None:
+            line += f"  ETA {_duration(left_s)}"
+        part = math.floor(step * _PLAIN_PARTS / steps)
+        if self._is_live:
+            self._live_line = clipped(line, self._width() - 1)
+            self._write(_ERASE + self._live_line)
+        elif part != self._part:
+            self._print(line)
+        self._part = part
+
+    def _left_s(self, step: float, steps: float) -> float | None:
+        """Guess from the steps since the first one: that one also paid for warming up."""
+        now_s = self._clock()
+        if self._first is None or step <= self._first[0]:
+            self._first = (step, now_s)
+            return None
+        first, then_s = self._first
+        return (now_s - then_s) / (step - first) * max(steps - step, 0.0)
+
+    def _print(self, line: str) -> None:
+        line = clipped(printable(line), _LINE_CAP)
+        self._write(f"{_ERASE}{line}\n{self._live_line}" if self._is_live else f"{line}\n")
+
+    def _write(self, text: str) -> None:
+        # A terminal that was closed must not end the run.
+        with suppress(OSError):
+            self._stream.write(text)
+            self._stream.flush()
+
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except OSError:
+            return 80
+
+
+def _start(event: Event) -> str:
+    parts = [_shown(event["device"])] if isinstance(event.get("device"), str) else []
+    counts = {key: _number(event.get(key)) for key in ("threads", "parameters")}
+    parts += [f"{count:,.0f} {key}" for key, count in counts.items() if count is not None]
+    return "started" + (f": {', '.join(parts)}" if parts else "")
+
+
+def _number(value: object) -> float | None:
+    """Return a finite number, or None for all else that a container may write."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _shown(value: object) -> str:
+    number = _number(value)
+    if number is None:
+        return "nan" if value is None else clipped(str(value), 40)
+    return f"{number:.0f}" if number.is_integer() else f"{number:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(min(max(seconds, 0.0), 1e9)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
