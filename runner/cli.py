@@ -1,5 +1,6 @@
 """The command line: words in, exit codes out. What each command does stands in `commands`."""
 
+import importlib.metadata
 import signal
 import sys
 import traceback
@@ -84,10 +85,15 @@ def _command(argv: Sequence[str]) -> int:
     if not argv or argv[0] in {"-h", "--help", "help"}:
         sys.stdout.write(USAGE)
         return 0 if argv else 2
+    if argv[0] == "--version":
+        sys.stdout.write(f"xrun {importlib.metadata.version('xrun')}\n")
+        return 0
     # Everything else costs imports that help need not pay.
     from runner import commands  # noqa: PLC0415
 
     word = argv[0]
+    if word in {"-sc", "--shell-completion"}:
+        return commands.complete(argv[1:])
     if word in commands.COMMANDS:
         return commands.COMMANDS[word](argv[1:])
     if "=" in word or word.startswith(("-", "+", "~")):

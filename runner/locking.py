@@ -5,15 +5,17 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Literal
 
-from runner import durable
+from runner import durable, machine
 from runner.config import Config
 from runner.errors import LockError
 from runner.lock import ImagePin, Lock, to_mapping
 from runner.lockfile import lock_text, read_lock
+from runner.machine import Machine
 from runner.parse import Scalar
 from runner.resolve import (
     PinnedImage,
     differences,
+    hardware_pin,
     refreshed,
     require_current,
     require_pins,
@@ -22,18 +24,17 @@ from runner.resolve import (
 
 Use = Literal["plain", "locked", "frozen"]
 PinImage = Callable[[ImagePin | None], PinnedImage]
-"""Pins the config's image, keeping what a lock pinned before where that can still be had."""
+"""Pins the config's image, keeping what an old lock pinned where that can still be had."""
 
 NOT_YET_RUN: Mapping[str, Scalar] = {"run": "not yet, on this hardware"}
 
 
-def lock_for_run(project: Path, path: PurePath, base: Config, config: Config, use: Use) -> Lock | None:
+def lock_for_run(path: PurePath, lock: Lock | None, base: Config, config: Config, use: Use) -> Lock | None:
     """Return the lock that a run uses, None where a plain run has yet to make it; no pin of it has moved.
 
     `base` is what `conf/` says, `config` the same with the command line's overrides. A plain run takes over
     hyperparameters that `conf/` has changed. Raises LockError.
     """
-    lock = load(project, path)
     asked = f"experiment={config.experiment.name} hardware={config.hardware.name}"
     if lock is None:
         if use == "plain":
@@ -59,6 +60,11 @@ def relock(config: Config, old: Lock | None, pin_image: PinImage, recorded: Mapp
 def changes(old: Lock, new: Lock) -> list[str]:
     """Say what moved between two locks: `image.manifest: sha256:… -> sha256:…`."""
     return [f"{place}: {before} -> {after}" for place, before, after in differences(to_mapping(old), to_mapping(new))]
+
+
+def recorded(config: Config, here: Machine) -> dict[str, Scalar]:
+    """Return a machine's facts where it is what a config requires: another one says nothing of that hardware."""
+    return dict(machine.recorded(here) if machine.satisfies(hardware_pin(config.hardware), here) else NOT_YET_RUN)
 
 
 def load(root: Path, path: PurePath) -> Lock | None:

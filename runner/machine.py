@@ -83,15 +83,23 @@ def _gpu(line: str) -> Gpu:
     return Gpu(uuid=uuid, model=model, memory_bytes=int(memory_mib) * _MIB, driver=driver)
 
 
+def satisfies(pin: HardwarePin, machine: Machine) -> bool:
+    """Say whether a machine has what a lock requires."""
+    return not _missing(pin, machine)
+
+
 def require(pin: HardwarePin, machine: Machine, lockfile: str) -> None:
-    """Raise HardwareError, with every reason, unless this machine has what a lock requires."""
-    missing = _missing_gpu(pin, machine) if pin.device == "cuda" else _missing_cpu(pin, machine)
-    if missing:
+    """Raise HardwareError, with every reason, unless a machine has what a lock requires."""
+    if missing := _missing(pin, machine):
         reasons = "".join(f"\n  {reason}" for reason in missing)
         raise HardwareError(
             f"this machine is not what {lockfile} requires:{reasons}",
             hint="xrun experiment=… hardware=<name of a file in conf/hardware>",
         )
+
+
+def _missing(pin: HardwarePin, machine: Machine) -> list[str]:
+    return _missing_cpu(pin, machine) + (_missing_gpu(pin, machine) if pin.device == "cuda" else [])
 
 
 def _missing_cpu(pin: HardwarePin, machine: Machine) -> list[str]:

@@ -11,14 +11,18 @@ def toml_text(mapping: Mapping[str, object]) -> str:
 
 
 def _table(mapping: Mapping[str, object], path: tuple[str, ...]) -> list[str]:
-    """Return the lines of a table: its own values first, then its tables, each sorted."""
+    """Return the lines of a table: its own values first, then its tables, each sorted.
+
+    A table of nothing but tables needs no header of its own.
+    """
     tables = {key: item for key, item in mapping.items() if isinstance(item, Mapping)}
     arrays = {key: item for key, item in mapping.items() if isinstance(item, list | tuple) and _holds_tables(item)}
     values = {key: item for key, item in mapping.items() if key not in tables and key not in arrays}
     lines = [f"{_key(key)} = {_value(values[key])}" for key in sorted(values)]
     for key in sorted(tables):
         inner = (*path, key)
-        lines += ["", f"[{_path(inner)}]", *_table(tables[key], inner)]
+        header = [] if _holds_tables(list(tables[key].values())) else ["", f"[{_path(inner)}]"]
+        lines += [*header, *_table(tables[key], inner)]
     for key in sorted(arrays):
         inner = (*path, key)
         for item in arrays[key]:

@@ -1,0 +1,106 @@
+"""The commands: each constructs the edges it needs and calls its verb. Data on stdout, all else on stderr."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner import arguments
+from runner.errors import ConfigError
+from runner.listing import follow_log, list_runs, show_run
+from runner.project import find_project, home
+from runner.store import RunStore
+
+if TYPE_CHECKING:
+    from runner.prepare import Workshop
+
+
+def say(line: str) -> None:
+    """Print a line of progress."""
+    sys.stderr.write(line + "\n")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run an experiment in exactly its locked image."""
+    from runner.run_command import run_experiment  # noqa: PLC0415, it imports what `ls` need not pay for
+
+    return run_experiment(_workshop(), arguments.run_arguments(argv), tuple(argv))
+
+
+def lock(argv: Sequence[str]) -> int:
+    """Pin image, hardware, data and hyperparameters of an experiment."""
+    from runner.lock_command import lock_experiment  # noqa: PLC0415, as above
+
+    return lock_experiment(_workshop(), arguments.lock_arguments(argv))
+
+
+def _workshop() -> "Workshop":
+    from runner.images.store import ImageStore  # noqa: PLC0415, as above
+    from runner.prepare import Workshop  # noqa: PLC0415, as above
+
+    home_folder = home(os.environ)
+    project = find_project(Path.cwd())
+    return Workshop(project=project, home=home_folder, images=ImageStore(home_folder), say=say)
+
+
+def ls(argv: Sequence[str]) -> int:
+    """List runs."""
+    as_json = arguments.list_arguments(argv)
+    sys.stdout.write(list_runs(_runs(), as_json=as_json))
+    return 0
+
+
+def show(argv: Sequence[str]) -> int:
+    """Show one run."""
+    run_id, as_json = arguments.show_arguments(argv)
+    sys.stdout.write(show_run(_runs(), run_id, as_json=as_json))
+    return 0
+
+
+def logs(argv: Sequence[str]) -> int:
+    """Print what a run printed."""
+    run_id, follow = arguments.logs_arguments(argv)
+    follow_log(_runs(), run_id, follow=follow, write=sys.stdout.write)
+    return 0
+
+
+def _runs() -> RunStore:
+    return RunStore(find_project(Path.cwd()).runs)
+
+
+def image(argv: Sequence[str]) -> int:
+    """Build, list or deep-check images."""
+    from runner import image_command  # noqa: PLC0415, as above
+
+    verb, name = arguments.image_arguments(argv)
+    verbs = {"build": image_command.build, "ls": image_command.ls, "verify": image_command.verify}
+    return verbs[verb](_workshop(), name)
+
+
+def complete(argv: Sequence[str]) -> int:
+    """Answer a shell: print the script that completes xrun's words, or the words that may come next."""
+    from runner.conf.words import completion_script, completions  # noqa: PLC0415, as above
+
+    what, _, shell = (argv[0] if argv else "").partition("=")
+    if what != "query":
+        sys.stdout.write(completion_script("".join(argv[:1])))
+        return 0
+    line = os.environ.get("COMP_LINE", "")
+    try:
+        conf = find_project(Path.cwd()).conf
+    except ConfigError:
+        conf = None
+    words = completions(conf, line[: int(os.environ.get("COMP_POINT", len(line)))], tuple(COMMANDS))
+    sys.stdout.write((" " if shell == "bash" else "\n").join(words) + "\n")
+    return 0
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "run": run,
+    "lock": lock,
+    "ls": ls,
+    "show": show,
+    "logs": logs,
+    "image": image,
+}

@@ -1,0 +1,159 @@
+"""The main path: a RunSpec becomes a container, the container's outputs become a record."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.container import Conduct, Places, container_request
+from runner.engines.request import Container, Engine, Outcome
+from runner.errors import XrunError
+from runner.outputs import Completion, EventReader, collect, failure
+from runner.record import Record, Started, Status, timestamp
+from runner.spec import RunSpec
+from runner.store import RunFolder, RunStore
+
+_POLL_S = 0.2
+_GRACE_S = 10.0
+# The ranks' own watch fires first and says where they hang; this one is for ranks that cannot (SIGSTOP, no CPU).
+_HOST_HANG_FACTOR = 1.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One execution: what is run, and how."""
+
+    spec: RunSpec
+    started: Started
+    source: Path
+    data: Path | None
+    conduct: Conduct
+    timeout_s: int
+    """0 never stops the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watcher:
+    """What looks on while a run runs. Nothing here may fail or slow it."""
+
+    begin: Callable[[RunFolder, int | None], None]
+    """Called with the run's folder and its first process when the container has started."""
+    event: Callable[[dict[str, object]], None]
+    """Called with each event that the container wrote."""
+    end: Callable[[Record], Record]
+    """Called with the record before it is committed; may add where the run was tracked."""
+
+
+def execute(job: Job, *, engine: Engine, store: RunStore, watcher: Watcher) -> Record:
+    """Run a spec in exactly its image and commit its record, however it ends.
+
+    Raises what the engine raises before the container exists, and KeyboardInterrupt after the record of an
+    interrupted run is committed.
+    """
+    engine.require(job.spec.image)
+    folder = store.start(job.spec, job.started)
+    begun_s = time.monotonic()
+    places = Places(source=job.source, spec=folder.spec, out=folder.out, data=job.data)
+    try:
+        container = engine.start(container_request(folder.id, job.spec, places, job.conduct), folder.log)
+    except BaseException as error:
+        store.finish(folder, _record(job, folder, _not_started(error), begun_s))
+        raise
+    try:
+        ending = _supervise(job, folder, container, watcher)
+    except KeyboardInterrupt:
+        _stop(container)
+        ending = _Ending(status="interrupted", exit_code=None, message="stopped by a signal")
+        store.finish(folder, watcher.end(_record(job, folder, ending, begun_s)))
+        raise
+    except XrunError as error:  # the engine can no longer say how the container is, or cannot write its log
+        _stop(container)
+        ending = _Ending(status="lost", exit_code=None, message=error.message)
+    finally:
+        with suppress(XrunError):  # how the engine tidies up must not decide how the run ended
+            container.remove()
+    record = watcher.end(_record(job, folder, ending, begun_s))
+    store.finish(folder, record)
+    return record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ending:
+    status: Status
+    exit_code: int | None
+    message: str = ""
+    completion: Completion | None = None
+
+
+def _not_started(error: BaseException) -> _Ending:
+    status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    message = error.message.splitlines()[0] if isinstance(error, XrunError) else type(error).__name__
+    return _Ending(status=status, exit_code=None, message=message)
+
+
+def _supervise(job: Job, folder: RunFolder, container: Container, watcher: Watcher) -> _Ending:
+    """Follow a container to its end, or end it at a timeout."""
+    watcher.begin(folder, container.pid())
+    events = EventReader(folder.out)
+    begun_s = last_event_s = time.monotonic()
+    outcome = None
+    overdue = ""
+    while outcome is None and not overdue:
+        outcome = container.wait(_POLL_S)
+        for event in events.read():
+            last_event_s = time.monotonic()
+            watcher.event(event)
+        overdue = _overdue(job, time.monotonic() - begun_s, time.monotonic() - last_event_s)
+    if outcome is None:
+        container.stop(_GRACE_S)
+        return _Ending(status="timeout", exit_code=None, message=overdue)
+    return judge(outcome, folder.out, job.conduct.nonce)
+
+
+def _overdue(job: Job, age_s: float, silence_s: float) -> str:
+    """Say why a run must end now, or nothing."""
+    if job.timeout_s and age_s > job.timeout_s:
+        return f"took longer than scheduler.timeout_s={job.timeout_s}"
+    if silence_s > job.conduct.hang_timeout_s * _HOST_HANG_FACTOR:
+        return f"no sign of life for {silence_s:.0f} s (scheduler.hang_timeout_s={job.conduct.hang_timeout_s})"
+    return ""
+
+
+def judge(outcome: Outcome, out: Path, nonce: str) -> _Ending:
+    """Say how a run ended. Exit code 0 is no success: only a completion manifest that holds is."""
+    if outcome.kind == "out-of-memory":
+        return _Ending(status="out-of-memory", exit_code=outcome.exit_code, message=outcome.detail or "out of memory")
+    if outcome.kind == "lost":
+        return _Ending(status="lost", exit_code=None, message=outcome.detail or "the engine lost the container")
+    if outcome.exit_code != 0:
+        message = failure(out) or outcome.detail or f"exit code {outcome.exit_code}"
+        return _Ending(status="failed", exit_code=outcome.exit_code, message=message)
+    try:
+        completion = collect(out, nonce)
+    except XrunError as error:
+        return _Ending(status="failed", exit_code=0, message=error.message)
+    return _Ending(status="done", exit_code=0, completion=completion)
+
+
+def _stop(container: Container) -> None:
+    try:
+        container.stop(_GRACE_S)
+    except KeyboardInterrupt:  # a second Ctrl-C does not wait
+        container.stop(0)
+
+
+def _record(job: Job, folder: RunFolder, ending: _Ending, begun_s: float) -> Record:
+    completion = ending.completion
+    return Record(
+        **job.started.facts(),
+        id=folder.id,
+        status=ending.status,
+        exit_code=ending.exit_code,
+        message=ending.message,
+        fingerprint=completion.fingerprint if completion else None,
+        metrics=completion.metrics if completion else {},
+        files=completion.files if completion else {},
+        finished_at=timestamp(time.time()),
+        duration_s=round(time.monotonic() - begun_s, 3),
+    )

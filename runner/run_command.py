@@ -1,0 +1,197 @@
+"""`xrun experiment=…`: from the words on the command line to a run's record, and what is printed of it."""
+
+import importlib.metadata
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from runner import machine
+from runner.arguments import RunArguments
+from runner.conf.compose import compose
+from runner.conf.words import show_config, show_info
+from runner.config import Config
+from runner.container import DATA, OUT, SOURCE, SPEC, Conduct, limits_of
+from runner.engines.request import Engine
+from runner.engines.select import pick
+from runner.errors import RunFailed
+from runner.execute import Job, Watcher, execute
+from runner.lock import Lock
+from runner.locking import Use, changes, load, lock_for_run, recorded, relock, save
+from runner.machine import Machine
+from runner.outputs import Event
+from runner.parse import Scalar
+from runner.prepare import Workshop, data_folder, make_ready, pin_image
+from runner.progress import Progress
+from runner.record import Record, Started, timestamp
+from runner.resolve import run_spec
+from runner.source import Source, snapshot
+from runner.spec import RunSpec
+from runner.store import RunStore
+from runner.tracking import Tracker
+
+_SELECTIONS = ("experiment", "hardware", "image")
+
+
+def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...]) -> int:
+    """Run an experiment and return xrun's exit code. Raises XrunError."""
+    conf = workshop.project.conf
+    if words.cfg is not None:
+        shown = show_config(conf, words.overrides, words.cfg, package=words.package, resolve=words.resolve)
+        sys.stdout.write(shown)
+        return 0
+    if words.info is not None:
+        sys.stdout.write(show_info(conf, words.overrides, words.info))
+        return 0
+    plan = _plan(workshop, words)
+    if words.dry_run:
+        sys.stdout.write(_described(plan))
+        return 0
+    engine = pick(plan.config.engine, workshop.images)
+    job = _job(plan, engine, workshop, argv, offline=words.offline)
+    image = "no image" if engine.name == "host" else f"image {plan.spec.image.name} {plan.spec.image.digest}"
+    workshop.say(f"{image}, engine {engine.name}, level {plan.spec.determinism.level}")
+    watcher = _watcher(plan.config, job)
+    record = execute(job, engine=engine, store=RunStore(workshop.project.runs), watcher=watcher)
+    return _report(record, workshop.say)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """All that a run is decided by."""
+
+    config: Config
+    lock: Lock
+    spec: RunSpec
+    source: Source
+    here: Machine
+    overrides: tuple[str, ...]
+
+
+def _plan(workshop: Workshop, words: RunArguments) -> _Plan:
+    project = workshop.project
+    config = compose(project.conf, words.overrides)
+    selections = [word for word in words.overrides if word.partition("=")[0].partition(".")[0] in _SELECTIONS]
+    base = compose(project.conf, selections)
+    lock = _lock(workshop, words, base, config)
+    here = machine.probe()
+    machine.require(lock.hardware, here, str(project.lockfile(lock.experiment, lock.hardware_name)))
+    source = snapshot(project.experiments, project.runs)
+    spec = run_spec(lock, base, config, source.digest)
+    return _Plan(config=config, lock=lock, spec=spec, source=source, here=here, overrides=words.overrides)
+
+
+def _lock(workshop: Workshop, words: RunArguments, base: Config, config: Config) -> Lock:
+    """Return the lock of a run, and keep what a plain run adds to it."""
+    root, say = workshop.project.root, workshop.say
+    path = workshop.project.lockfile(config.experiment.name, config.hardware.name)
+    use: Use = "locked" if words.locked else "frozen" if words.frozen else "plain"
+    old = load(root, path)
+    lock = lock_for_run(path, old, base, config, use)
+    if lock is None:
+        pin = partial(pin_image, config.image, workshop, upgrade=False)
+        lock = relock(base, None, pin, recorded(base, machine.probe()))
+    if lock != old:
+        for change in changes(old, lock) if old else ["is new; commit it"]:
+            say(f"{path}: {change}")
+        save(root, path, lock)
+    return lock
+
+
+def _job(plan: _Plan, engine: Engine, workshop: Workshop, argv: tuple[str, ...], *, offline: bool) -> Job:
+    config, spec = plan.config, plan.spec
+    if engine.name != "host":
+        make_ready(spec.image, workshop, offline=offline)
+    gpus = machine.leasable(plan.lock.hardware, plan.here)[: plan.lock.hardware.gpu_count]
+    conduct = Conduct(
+        nonce=secrets.token_hex(16),
+        log_every_steps=config.tracking.log_every_steps,
+        hang_timeout_s=config.scheduler.hang_timeout_s,
+        limits=limits_of(config.hardware),
+        gpus=tuple(gpu.uuid for gpu in gpus),
+    )
+    return Job(
+        spec=spec,
+        started=_started(plan, engine, argv),
+        source=plan.source.folder,
+        data=_data(plan, engine, workshop),
+        conduct=conduct,
+        timeout_s=config.scheduler.timeout_s,
+    )
+
+
+def _data(plan: _Plan, engine: Engine, workshop: Workshop) -> Path | None:
+    """Return the folder of data sets that is mounted, None where the image holds them."""
+    image = plan.config.image
+    if not plan.spec.data or (image.data_recipe is None and engine.name != "host"):
+        return None
+    return data_folder(image.data_recipe or image.ref, plan.spec.data, workshop)
+
+
+def _started(plan: _Plan, engine: Engine, argv: tuple[str, ...]) -> Started:
+    host: dict[str, Scalar] = {**machine.recorded(plan.here), "name": socket.gethostname(), "uid": os.getuid()}
+    if engine.name == "host":
+        host["environment"] = "not pinned by an image"
+    return Started(
+        xrun=importlib.metadata.version("xrun"),
+        engine=engine.name,
+        level=plan.spec.determinism.level,
+        spec_digest=plan.spec.digest,
+        lock_digest=plan.lock.digest,
+        image_digest=plan.spec.image.digest,
+        source=plan.source.digest,
+        overrides=plan.overrides,
+        argv=("xrun", *argv),
+        started_at=timestamp(time.time()),
+        host=host,
+    )
+
+
+def _watcher(config: Config, job: Job) -> Watcher:
+    progress = Progress(sys.stderr)
+    tracker = Tracker(config.tracking, job.spec, job.started, os.environ, progress.say)
+
+    def event(happened: Event) -> None:
+        progress.event(happened)
+        tracker.look()
+
+    def end(record: Record) -> Record:
+        progress.close()
+        return tracker.end(record)
+
+    return Watcher(begin=tracker.begin, event=event, end=end)
+
+
+def _described(plan: _Plan) -> str:
+    """Return what would run, in the words of the container."""
+    spec = plan.spec
+    lines = [
+        f"run     {spec.run_stem}",
+        f"image   {spec.image.name} {spec.image.digest}",
+        f"level   {spec.determinism.level}",
+        f"ranks   {spec.ranks}",
+        f"source  {spec.source} at {SOURCE}, read-only",
+        f"spec    {spec.digest} at {SPEC}, read-only",
+        *(f"data    {name} at {DATA}/{name}, {len(files)} files" for name, files in sorted(spec.data.items())),
+        f"output  {OUT}, the one folder that can be written",
+        "network none",
+        *(f"env     {name}={value}" for name, value in sorted(spec.determinism.environment.items())),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _report(record: Record, say: Callable[[str], None]) -> int:
+    """Print how a run ended and what to type next. Raises RunFailed unless it is done."""
+    if record.status != "done":
+        raise RunFailed(f"{record.id}: {record.status}: {record.message}", hint=f"xrun logs {record.id}")
+    lines = [f"run          {record.id}"]
+    lines += [f"{name:<12} {value:.4f}" for name, value in sorted(record.metrics.items()) if isinstance(value, float)]
+    lines += [f"fingerprint  {record.fingerprint}"]
+    sys.stdout.write("\n".join(lines) + "\n")
+    say(f"\nnext:\n  xrun show {record.id}\n  xrun logs {record.id}\n  xrun ls")
+    return 0
