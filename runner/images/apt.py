@@ -133,8 +133,9 @@ def _known(recipe: Recipe, pins: Sequence[DebPin], home: Path) -> dict[tuple[str
 def _download(recipe: Recipe, pins: Sequence[DebPin], home: Path) -> None:
     with aside(downloads.folder(home)) as folder:
         wanted = [f"{pin.name}={pin.version}" for pin in pins]
-        config = str(_config(recipe, home, ()).resolve())
-        program(["env", "-C", str(folder), "apt-get", "-c", config, "-q", "download", *wanted], "apt-get download")
+        config = str(_config(recipe, home, ()))
+        argv = ["apt-get", "-c", config, "-q", "download", *wanted]
+        program(argv, "apt-get download", folder=folder, needed_bytes=sum(pin.size for pin in pins))
         got = {digest_of_file(path): path for path in folder.glob("*.deb")}
         _refuse([f"{pin.name} {pin.version}: no file with {pin.sha256}" for pin in pins if pin.sha256 not in got])
         for path in got.values():

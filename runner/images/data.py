@@ -48,8 +48,8 @@ def _take(data: DataSet, deb: Path, target: Path) -> None:
     """Copy the files that lie in the data set's folder of a package."""
     for entry, content in members(deb, "--fsys-tarfile", f"package {data.package}"):
         parent, _, file = entry.path.rpartition("/")
-        if parent == data.folder and content is not None:
-            _write(target / file, content.read())
+        if parent == data.folder and entry.kind == "file":
+            _write(target / file, b"".join(content))
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -71,8 +71,8 @@ def add_data(
     for pin in pins:
         copyright_path = f"usr/share/doc/{pin.name}/copyright"
         for entry, content in members(files[pin.sha256], "--fsys-tarfile", f"package {pin.name}"):
-            if entry.path == copyright_path and content is not None:
-                root.add_text(layer, copyright_path, content.read())
+            if entry.path == copyright_path and entry.kind == "file":
+                root.add_text(layer, copyright_path, b"".join(content))
     return layer, digests
 
 

@@ -5,7 +5,6 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 from runner.errors import ImageError
 from runner.images.recipe import DebPin, Recipe
@@ -53,15 +52,16 @@ def _add_package(root: Root, layer: Layer, pin: DebPin, deb: Path, trims: re.Pat
         if trims.fullmatch(entry.path):
             continue
         if entry.kind == "same":
-            entry = replace(root.entries[entry.target], path=entry.path)
-            root.add(layer, entry, blocks(root.path / _merged(raw.target)), what=what)
+            first = root.entries.get(entry.target)
+            if first is None or first.kind != "file":
+                raise ImageError(f"{what} holds {entry.path}, a hard link to {entry.target}, which is left out")
+            root.add(layer, replace(first, path=entry.path), blocks(root.path / first.path), what=what)
         else:
-            root.add(layer, entry, _blocks_of(content), what=what)
+            root.add(layer, entry, content, what=what)
     # Scanners look here for the packages of an image that has no dpkg.
-    control = next(
-        content.read() for entry, content in members(deb, "--ctrl-tarfile", what) if entry.path == "control" and content
-    )
-    root.add_text(layer, f"var/lib/dpkg/status.d/{pin.name}", control)
+    for entry, content in members(deb, "--ctrl-tarfile", what):
+        if entry.path == "control":
+            root.add_text(layer, f"var/lib/dpkg/status.d/{pin.name}", b"".join(content))
 
 
 def _as_merged(entry: Entry) -> Entry:
@@ -85,7 +85,7 @@ def _link_python(root: Root, layer: Layer, recipe: Recipe) -> None:
             root.add(layer, link(path, versioned))
 
 
-def members(deb: Path, part: str, what: str) -> Iterator[tuple[Entry, IO[bytes] | None]]:
+def members(deb: Path, part: str, what: str) -> Iterator[tuple[Entry, Iterator[bytes]]]:
     """Yield the members of a package's files (`--fsys-tarfile`) or of its metadata (`--ctrl-tarfile`)."""
     argv = ["dpkg-deb", part, str(deb)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
@@ -99,8 +99,3 @@ def members(deb: Path, part: str, what: str) -> Iterator[tuple[Entry, IO[bytes] 
         said = reader.stderr.read().decode("utf-8", "replace").strip()
         if reader.wait() != 0:
             raise ImageError(f"{what} cannot be unpacked: {said}")
-
-
-def _blocks_of(content: IO[bytes] | None) -> Iterator[bytes]:
-    while content is not None and (block := content.read(BLOCK_BYTES)):
-        yield block

@@ -1,6 +1,7 @@
 """Where image building meets a disk and other programs: full disks, half-written folders, failed commands."""
 
 import errno
+import inspect
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from runner.errors import ImageError
 
@@ -49,19 +51,57 @@ def aside(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def program(argv: Sequence[str], what: str, *, environment: Mapping[str, str] | None = None) -> str:
-    """Run a program and return its stdout. Raises ImageError with what it said when it fails or is not there."""
+@contextmanager
+def locked(folder: Path, say: Say | None = None) -> Iterator[None]:
+    """Hold a folder for writing. What a killed holder left aside in it is removed; `say` is told of a wait."""
+    import filelock  # noqa: PLC0415, only what writes needs it, and it takes as long as a whole `xrun ls`
+
+    with room(folder, 0):
+        folder.mkdir(parents=True, exist_ok=True)
+    # A soft lock outlives its holder; the kernel's does not.
+    known = inspect.signature(filelock.FileLock.__init__).parameters
+    options: dict[str, Any] = {"fallback_to_soft": False} if "fallback_to_soft" in known else {}
+    lock = filelock.FileLock(folder / "lock", **options)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if say:
+            say("waiting for another xrun that writes images")
+        lock.acquire()
+    try:
+        for left in folder.glob(f"{ASIDE}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
+
+
+def program(
+    argv: Sequence[str],
+    what: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    needed_bytes: int = 0,
+) -> str:
+    """Run a program in a folder and return its stdout. `needed_bytes` is what it writes there, as far as is known.
+
+    Raises ImageError with what it said when it fails or is not there.
+    """
     try:
         # Its messages are read below, so they must be in one language.
         spoken = {**os.environ, **(environment or {}), "LC_ALL": "C.UTF-8"}
-        ended = subprocess.run(argv, capture_output=True, text=True, errors="replace", env=spoken, check=False)
+        ended = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", env=spoken, cwd=folder, check=False
+        )
     except FileNotFoundError:
         raise ImageError(f"{what}: this machine has no {argv[0]}") from None
     if ended.returncode == 0:
         return ended.stdout
     said = (ended.stderr.strip() or ended.stdout.strip()) or f"exit code {ended.returncode}"
     if os.strerror(errno.ENOSPC) in said:
-        raise ImageError(f"{what}: disk full\n{said}", hint=FREE_SPACE)
+        where = full(folder / "downloads", needed_bytes) if folder else "disk full"
+        raise ImageError(f"{what}: {where}\n{said}", hint=FREE_SPACE)
     raise ProgramFailed(f"{what}:\n{said}")
 
 

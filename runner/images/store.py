@@ -9,14 +9,11 @@ What is checked when:
 A file changed inside the root folder is found by `verify` only.
 """
 
-import inspect
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from runner.canonical import canonical_bytes
 from runner.errors import ImageError
@@ -161,29 +158,9 @@ class ImageStore:
             os.sync()
         write(stamp, _stamp_text(stored))
 
-    @contextmanager
-    def locked(self, say: Say | None = None) -> Iterator[None]:
+    def locked(self, say: Say | None = None) -> AbstractContextManager[None]:
         """Hold the store for writing. What a killed holder left half-written is removed."""
-        import filelock  # noqa: PLC0415, half of the start-up time of a command that writes nothing
-
-        with disk.room(self.folder, 0):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        # A soft lock outlives its holder; the kernel's does not.
-        known = inspect.signature(filelock.FileLock.__init__).parameters
-        options: dict[str, Any] = {"fallback_to_soft": False} if "fallback_to_soft" in known else {}
-        lock = filelock.FileLock(self.folder / "lock", **options)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            if say:
-                say("waiting for another xrun that writes images")
-            lock.acquire()
-        try:
-            for left in self.folder.glob(f"{disk.ASIDE}*"):
-                shutil.rmtree(left, ignore_errors=True)
-            yield
-        finally:
-            lock.release()
+        return disk.locked(self.folder, say)
 
     def rootfs_path(self, digest: str) -> Path:
         """Return where the root folder of a manifest's image is, or will be."""
@@ -201,10 +178,14 @@ class ImageStore:
     def _unpack(self, stored: StoredImage) -> None:
         problems = [problem for layer in stored.manifest.layers if (problem := self.blobs.problem(layer))]
         if problems:
-            raise _damaged(stored.digest, problems)
+            raise self._damaged(stored.digest, problems)
         with disk.aside(self.folder) as aside:
             tree.write_tree(tree.merge(self._layers(stored)), aside / "rootfs")
             self.adopt_rootfs(aside / "rootfs", stored)
+
+    def _damaged(self, digest: str, problems: list[str]) -> ImageError:
+        listing = "\n".join(f"  {problem}" for problem in problems)
+        return ImageError(f"image {digest} is damaged:\n{listing}", hint=f"rm -r {self.folder}")
 
     def _layers(self, stored: StoredImage) -> list[Path]:
         return [self.blobs.path(layer.digest) for layer in stored.manifest.layers]
@@ -216,7 +197,7 @@ class ImageStore:
         entry = self._entry(pin.manifest)
         problems = self._problems(entry)
         if problems:
-            raise _damaged(pin.manifest, problems)
+            raise self._damaged(pin.manifest, problems)
         stored = self._read(entry)
         found = (stored.manifest.config.digest, stored.config.diff_ids, stored.config.platform)
         if found != (pin.config, pin.diff_ids, pin.platform):
@@ -248,11 +229,6 @@ class ImageStore:
     def _index(self) -> tuple[Descriptor, ...]:
         path = self.folder / "index.json"
         return oci.parse_index(path.read_bytes(), str(path)) if path.is_file() else ()
-
-
-def _damaged(digest: str, problems: list[str]) -> ImageError:
-    listing = "\n".join(f"  {problem}" for problem in problems)
-    return ImageError(f"image {digest} is damaged:\n{listing}", hint="xrun image build")
 
 
 def _stamp_text(stored: StoredImage) -> bytes:

@@ -56,7 +56,7 @@ def safe_path(name: str, what: str) -> str:
     return "" if str(path) == "." else str(path)
 
 
-def read_tar(stream: IO[bytes], what: str) -> Iterator[tuple[Entry, IO[bytes] | None, int]]:
+def read_tar(stream: IO[bytes], what: str) -> Iterator[tuple[Entry, Iterator[bytes], int]]:
     """Yield the members of a plain tar, each with its content and where that starts. `what` names the tar in errors.
 
     Raises ImageError for devices, pipes, sparse files, and names that leave the folder.
@@ -66,8 +66,17 @@ def read_tar(stream: IO[bytes], what: str) -> Iterator[tuple[Entry, IO[bytes] | 
             for member in archive:
                 entry = _entry(member, what)
                 if entry.path:
-                    yield entry, archive.extractfile(member) if entry.kind == "file" else None, member.offset_data
+                    yield entry, _member_content(archive, member, what), member.offset_data
     except (tarfile.TarError, EOFError, UnicodeError) as error:
+        raise ImageError(f"{what} is not a whole tar archive: {error}") from error
+
+
+def _member_content(archive: tarfile.TarFile, member: tarfile.TarInfo, what: str) -> Iterator[bytes]:
+    content = archive.extractfile(member) if member.isreg() else None
+    try:
+        while content is not None and (block := content.read(BLOCK_BYTES)):
+            yield block
+    except (tarfile.TarError, EOFError) as error:
         raise ImageError(f"{what} is not a whole tar archive: {error}") from error
 
 

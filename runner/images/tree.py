@@ -126,6 +126,9 @@ def put(root: Path, entry: Entry, content: Iterable[bytes]) -> None:
         else:
             with path.open("xb") as out:
                 out.writelines(content)
+                written = out.tell()
+            if written != entry.size:
+                raise ImageError(f"{entry.path} has {written:,} bytes, expected {entry.size:,}")
             path.chmod(entry.mode)
 
 

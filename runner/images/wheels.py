@@ -127,7 +127,8 @@ def _pip(recipe: Recipe, target: Path, arguments: Sequence[str]) -> None:
     options = ["--quiet", "--no-input", "--disable-pip-version-check", "--only-binary=:all:", "--dest", str(target)]
     # pip unpacks and checks in its own temporary folder, which on many machines is too small for torch.
     temporary = {"TMPDIR": str(target.parent)}
-    program([*_pip_program(), "download", *options, *target_options, *arguments], "pip", environment=temporary)
+    argv = [*_pip_program(), "download", *options, *target_options, *arguments]
+    program(argv, "pip download", environment=temporary, folder=target.parent)
 
 
 def _pip_program() -> list[str]:
