@@ -12,6 +12,8 @@ from runner.record import Record
 from runner.store import Run, RunStore
 from runner.terminal import clipped, printable
 
+_HEAD = ("RUN", "STATUS", "STARTED (UTC)", "TIME", "ENGINE", "FINGERPRINT", "METRICS")
+_RUNS_SHOWN = 100
 _LOOK_S = 0.2
 _BLOCK_BYTES = 1 << 16
 _METRICS_SHOWN = 3
@@ -28,17 +30,15 @@ _OPEN: dict[str, object] = {
 
 
 def list_runs(store: RunStore, *, as_json: bool) -> str:
-    """Return all runs, newest first: a table, or a JSON list of their records."""
-    runs = store.runs()
+    """Return runs, newest first: a table of the last hundred, or a JSON list of the records of all."""
     if as_json:
-        return json.dumps([_mapping(run) for run in runs], indent=2) + "\n"
-    if not runs:
-        return "no runs yet\n"
-    head = ("RUN", "STATUS", "STARTED (UTC)", "TIME", "ENGINE", "FINGERPRINT", "METRICS")
-    rows = [head, *(_row(run) for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        return json.dumps([_mapping(run) for run in store.runs()], indent=2) + "\n"
+    rows = [_HEAD, *(_row(run) for run in store.runs(at_most=_RUNS_SHOWN))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines) + "\n"
+    if (older := len(store.ids()) - _RUNS_SHOWN) > 0:
+        lines.append(f"and {older} older: xrun ls --json lists all")
+    return "\n".join(lines if len(rows) > 1 else ["no runs yet"]) + "\n"
 
 
 def show_run(store: RunStore, text: str, *, as_json: bool) -> str:

@@ -6,7 +6,6 @@ a run whose xrun lives from one whose xrun died.
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import json
 import os
@@ -18,12 +17,14 @@ from typing import Literal
 
 from runner import durable, spec
 from runner.errors import StoreError
+from runner.held import hold, is_held
 from runner.parse import ParseError
 from runner.record import Record, Started, Status, T, from_bytes, to_bytes
 from runner.spec import RunSpec
 
 RunStatus = Status | Literal["running", "damaged"]
 _RUN_ID = re.compile(r"[^.].*-[0-9a-f]{8}-[1-9][0-9]*")
+_STARTED_AT = re.compile(rb'"started_at":"([^"]*)"')
 _NAMED_AT_MOST = 5
 
 
@@ -101,7 +102,7 @@ class RunStore:
             undo.callback(shutil.rmtree, staging.path, ignore_errors=True)
             try:
                 staging.out.mkdir(parents=True)
-                owner = _hold(staging.lock)
+                owner = hold(staging.lock)
             except OSError as error:
                 raise StoreError(f"cannot make a run's folder below {self.root}: {error.strerror}") from error
             undo.callback(os.close, owner)
@@ -113,7 +114,7 @@ class RunStore:
 
     def _claim(self, staging: Path, stem: str) -> Path:
         """Give a whole folder the next free id. A rename onto a folder that is not empty fails: one process wins."""
-        taken = [int(number) for begin, _, number in (name.rpartition("-") for name in self._ids()) if begin == stem]
+        taken = [int(number) for begin, _, number in (name.rpartition("-") for name in self.ids()) if begin == stem]
         for number in itertools.count(max(taken, default=0) + 1):
             path = self.root / f"{stem}-{number}"
             try:
@@ -137,11 +138,11 @@ class RunStore:
 
     def find(self, text: str) -> RunFolder:
         """Return the run of an id, of a unique beginning of one, or the newest (`last`). Raises StoreError."""
-        ids = sorted(self._ids())
+        ids = sorted(self.ids())
         if text == "last":
             if not ids:
                 raise StoreError(f"there is no run in {self.root} yet", hint="xrun experiment=resnet50")
-            return self.runs()[0].folder
+            return self.runs(at_most=1)[0].folder
         found = [text] if text in ids else [name for name in ids if text and name.startswith(text)]
         if len(found) == 1:
             return RunFolder(path=self.root / found[0])
@@ -154,7 +155,8 @@ class RunStore:
         """Return the record of a run that has ended. Raises StoreError where there is none or a byte of it changed."""
         record = _load_record(folder)
         if record is None:
-            raise StoreError(f"{folder.id} has no record: it {_WITHOUT_RECORD[_is_held(folder)]}", hint="xrun ls")
+            why = "still runs" if is_held(folder.lock) else "was interrupted"
+            raise StoreError(f"{folder.id} has no record: it {why}", hint="xrun ls")
         return record
 
     def load_spec(self, folder: RunFolder) -> RunSpec:
@@ -172,50 +174,32 @@ class RunStore:
         """Return a run as it is now. A damaged one is shown as such: one bad file must not hide the others."""
         try:
             record = _load_record(folder)
-            if record is None and _is_held(folder):
-                return Run(folder=folder, status="running", facts=_load_started(folder))
-            # It may have ended between the two looks; the lock is freed after the record is there.
-            record = record or _load_record(folder)
+            is_running = record is None and is_held(folder.lock)
+            if record is None and not is_running:
+                # It may have ended between the two looks; the lock is freed after the record is there.
+                record = _load_record(folder)
             if record is None:
-                return Run(folder=folder, status="interrupted", facts=_load_started(folder))
+                status: RunStatus = "running" if is_running else "interrupted"
+                return Run(folder=folder, status=status, facts=_load_started(folder))
         except StoreError as error:
             return Run(folder=folder, status="damaged", facts=None, problem=error.message)
         return Run(folder=folder, status=record.status, facts=record)
 
-    def runs(self) -> list[Run]:
-        """Return all runs, newest first, damaged ones last."""
-        runs = [self.look(RunFolder(path=self.root / name)) for name in self._ids()]
-        return sorted(runs, key=lambda run: (run.facts.started_at if run.facts else "", run.folder.id), reverse=True)
+    def runs(self, *, at_most: int | None = None) -> list[Run]:
+        """Return runs, the newest first. With at_most, no more than these are read: a store may hold thousands."""
+        folders = [RunFolder(path=self.root / name) for name in self.ids()]
+        folders.sort(key=lambda folder: (_started_at(folder), folder.id), reverse=True)
+        return [self.look(folder) for folder in folders[:at_most]]
 
-    def _ids(self) -> list[str]:
+    def ids(self) -> list[str]:
+        """Return the ids of all runs, in no order."""
         try:
             with os.scandir(self.root) as entries:
                 return [entry.name for entry in entries if _RUN_ID.fullmatch(entry.name)]
         except FileNotFoundError:
             return []
-
-
-_WITHOUT_RECORD = {True: "still runs", False: "was interrupted"}
-
-
-def _hold(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return descriptor
-
-
-def _is_held(folder: RunFolder) -> bool:
-    try:
-        descriptor = os.open(folder.lock, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+        except OSError as error:
+            raise StoreError(f"{self.root} cannot be read: {error.strerror}") from error
 
 
 def _load_record(folder: RunFolder) -> Record | None:
@@ -229,6 +213,15 @@ def _load_record(folder: RunFolder) -> Record | None:
     if record.id != folder.id:
         raise StoreError(f"{folder.record} is the record of {record.id}")
     return record
+
+
+def _started_at(folder: RunFolder) -> bytes:
+    """Return when a run started, unchecked: good enough to put runs in order."""
+    try:
+        found = _STARTED_AT.search(folder.started.read_bytes())
+    except OSError:
+        return b""
+    return found[1] if found else b""
 
 
 def _load_started(folder: RunFolder) -> Started:

@@ -35,6 +35,15 @@ def test_the_table_shows_the_newest_run_first(tmp_path: Path) -> None:
     )
 
 
+def test_the_table_of_many_runs_ends_with_how_many_are_older(tmp_path: Path) -> None:
+    runs = RunStore(tmp_path / "runs")
+    ids = [finished(runs, seconds=float(second)).id for second in range(103)]
+    lines = list_runs(runs, as_json=False).splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == ids[:2:-1]
+    assert lines[-1] == "and 3 older: xrun ls --json lists all"
+    assert len(json.loads(list_runs(runs, as_json=True))) == 103
+
+
 def test_no_runs_are_said_so(tmp_path: Path) -> None:
     assert list_runs(RunStore(tmp_path / "runs"), as_json=False) == "no runs yet\n"
     assert list_runs(RunStore(tmp_path / "runs"), as_json=True) == "[]\n"
@@ -42,7 +51,7 @@ def test_no_runs_are_said_so(tmp_path: Path) -> None:
 
 def test_a_script_finds_the_same_keys_whatever_became_of_a_run(tmp_path: Path) -> None:
     runs = RunStore(tmp_path / "runs")
-    finished(runs)
+    finished(runs, seconds=60.0)
     failed(runs, "out of luck")
     runs.start(make_spec(seed=2), make_started(seed=2, seconds=240.0))
     damaged = finished(runs, seed=3)

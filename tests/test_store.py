@@ -224,3 +224,13 @@ def test_a_record_in_another_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         runs.load(folder)
     assert caught.value.message == f"{folder.record} version: this xrun reads version 1, found 2"
+
+
+def test_a_store_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    with pytest.raises(StoreError) as caught:
+        RunStore(tmp_path / "runs").runs()
+    assert str(caught.value) == f"{tmp_path}/runs cannot be read: Not a directory"
+    with pytest.raises(StoreError) as caught:
+        RunStore(tmp_path / "runs").start(make_spec(), make_started())
+    assert str(caught.value) == f"cannot make a run's folder below {tmp_path}/runs: Not a directory"
