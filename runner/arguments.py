@@ -43,6 +43,9 @@ class _Parser(argparse.ArgumentParser):
 
 def run_arguments(argv: Sequence[str]) -> RunArguments:
     """Read the words of `xrun run`. Raises ConfigError."""
+    if {"-m", "--multirun"} & set(argv):
+        alone = " ".join(word for word in argv if word not in {"-m", "--multirun"})
+        raise ConfigError("-m: this xrun runs one experiment at a time", hint=f"xrun {alone}")
     parser = _parser("run")
     parser.add_argument("overrides", nargs="*")
     uses = parser.add_mutually_exclusive_group()

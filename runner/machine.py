@@ -94,7 +94,7 @@ def require(pin: HardwarePin, machine: Machine, lockfile: str) -> None:
         reasons = "".join(f"\n  {reason}" for reason in missing)
         raise HardwareError(
             f"this machine is not what {lockfile} requires:{reasons}",
-            hint="xrun experiment=… hardware=<name of a file in conf/hardware>",
+            hint="ls conf/hardware",
         )
 
 

@@ -130,17 +130,17 @@ def _recipe(name: str, workshop: Workshop) -> tuple[Recipe, Pins]:
     return recipe, read_pins(recipe, folder)
 
 
-def make_ready(pin: ImagePin, workshop: Workshop, *, offline: bool) -> None:
+def make_ready(pin: ImagePin, workshop: Workshop, relock: str, *, offline: bool) -> None:
     """Have exactly a pinned image here, as far as it is made here: a registry's image is its engine's to pull.
 
-    Raises ImageError where it cannot be had, LockError where the recipe is no longer the pinned one.
+    Raises ImageError where it cannot be had, LockError where the recipe is no longer the pinned one; `relock` is
+    the command that pins anew.
     """
     if pin.source == "registry" or workshop.images.has(pin):
         return
     if pin.source == "archive":
         workshop.images.add_layout(workshop.project.root / pin.ref, pin.name, pin.platform)
         return
-    relock = f"xrun lock experiment=… (image {pin.name})"
     recipe, pins = _recipe(pin.ref, workshop)
     if recipe_digest(recipe, pins) != pin.recipe_digest:
         raise LockError(f"images/{pin.ref} is no longer the recipe that the lock pins", hint=relock)

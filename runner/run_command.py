@@ -106,7 +106,7 @@ def _lock(workshop: Workshop, words: RunArguments, base: Config, config: Config)
 def _job(plan: _Plan, engine: Engine, workshop: Workshop, argv: tuple[str, ...], *, offline: bool) -> Job:
     config, spec = plan.config, plan.spec
     if engine.name != "host":
-        make_ready(spec.image, workshop, offline=offline)
+        make_ready(spec.image, workshop, _relock(plan.lock), offline=offline)
     gpus = machine.leasable(plan.lock.hardware, plan.here)[: plan.lock.hardware.gpu_count]
     conduct = Conduct(
         nonce=secrets.token_hex(16),
@@ -123,6 +123,10 @@ def _job(plan: _Plan, engine: Engine, workshop: Workshop, argv: tuple[str, ...],
         conduct=conduct,
         timeout_s=config.scheduler.timeout_s,
     )
+
+
+def _relock(lock: Lock) -> str:
+    return f"xrun lock experiment={lock.experiment} hardware={lock.hardware_name}"
 
 
 def _data(plan: _Plan, engine: Engine, workshop: Workshop) -> Path | None:
