@@ -28,6 +28,11 @@ class Mirror:
         }
 
 
+def silent(line: str) -> None:
+    """Take progress, one line at a time."""
+    assert "\n" not in line
+
+
 def make_mirror(folder: Path) -> Mirror:
     (folder / "debs").mkdir(parents=True)
     (folder / "wheels").mkdir()

@@ -1,25 +1,24 @@
 """Pins kept, moved and refused; images of one digest; nothing half-written."""
 
 import resource
+import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from images.mirror import RECIPE, Mirror, add_deb, add_wheel, publish, remove_deb
+from images.conftest import Ready
+from images.mirror import RECIPE, Mirror, add_deb, add_wheel, publish, remove_deb, silent
 from runner.canonical import digest_of, digest_of_file
 from runner.errors import ImageError
-from runner.images import downloads
+from runner.images import downloads, wheels
 from runner.images.build import BuiltImage, build_image, moved, resolve_pins, unpack_data
 from runner.images.recipe import Pins
 from runner.images.store import ImageStore
 
 HINT = "xrun lock --upgrade image"
-
-
-def silent(line: str) -> None:
-    assert "\n" not in line
 
 
 def pins_of(home: Path, kept: Pins | None = None) -> Pins:
@@ -48,18 +47,17 @@ def test_pins_are_the_digests_of_the_files(tmp_path: Path, mirror: Mirror) -> No
     assert pins.wheels[0].sha256 == digest_of_file(wheel)
 
 
-@pytest.mark.usefixtures("mirror")
-def test_two_builds_in_two_folders_have_one_digest(tmp_path: Path) -> None:
-    pins = pins_of(tmp_path / "a")
-    first, second = build(tmp_path / "a", pins), build(tmp_path / "elsewhere" / "b", pins)
+def test_two_builds_in_two_folders_have_one_digest(ready: Ready, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere" / "b"
+    shutil.copytree(ready.home, elsewhere)
+    first, second = build(ready.home, ready.pins), build(elsewhere, ready.pins)
     assert first == second
     assert first.data == {"digits": {"train.gz": digest_of(b"1" * 200_000)}}
 
 
-@pytest.mark.usefixtures("mirror")
-def test_the_root_folder_is_merged_trimmed_and_listed_for_scanners(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    store, built = ImageStore(home), build(home, pins_of(home))
+def test_the_root_folder_is_merged_trimmed_and_listed_for_scanners(ready: Ready) -> None:
+    home, pins = ready.home, ready.pins
+    store, built = ImageStore(home), build(home, pins)
     root = store.rootfs(built.pin)
     assert (root / "bin").readlink() == Path("usr/bin")
     assert (root / "lib" / "libtool.so").read_bytes() == b"elf"
@@ -69,10 +67,9 @@ def test_the_root_folder_is_merged_trimmed_and_listed_for_scanners(tmp_path: Pat
     assert (root / "usr/share/doc/digits/copyright").read_bytes() == b"free"
 
 
-@pytest.mark.usefixtures("mirror")
-def test_unpacking_the_layers_gives_the_folder_that_was_built(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    store, built = ImageStore(home), build(home, pins_of(home))
+def test_unpacking_the_layers_gives_the_folder_that_was_built(ready: Ready, tmp_path: Path) -> None:
+    home, pins = ready.home, ready.pins
+    store, built = ImageStore(home), build(home, pins)
     assert built.pin.manifest is not None
     store.rootfs_path(built.pin.manifest).rename(tmp_path / "built")
     unpacked = store.rootfs(built.pin)
@@ -84,12 +81,10 @@ def test_unpacking_the_layers_gives_the_folder_that_was_built(tmp_path: Path) ->
     assert store.verify(built.pin.manifest) == []
 
 
-@pytest.mark.usefixtures("mirror")
-def test_an_image_that_is_there_is_not_built_again(tmp_path: Path) -> None:
-    home, said = tmp_path / "home", list[str]()
-    pins = pins_of(home)
-    built = build(home, pins)
-    assert build(home, pins, said.append) == built
+def test_an_image_that_is_there_is_not_built_again(ready: Ready) -> None:
+    said: list[str] = []
+    built = build(ready.home, ready.pins)
+    assert build(ready.home, ready.pins, said.append) == built
     assert said == []
 
 
@@ -168,6 +163,27 @@ def test_a_wheel_with_another_digest_is_refused_and_named(tmp_path: Path, mirror
     assert refused.value.hint == HINT
 
 
+def test_the_recipes_own_index_is_asked_only_for_a_local_version_that_pip_lacks(
+    tmp_path: Path, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "index"
+    (index / "sums").mkdir(parents=True)
+    (mirror.folder / "wheels" / "sums-1.0+cpu-py3-none-any.whl").rename(
+        index / "sums" / "sums-1.0+cpu-py3-none-any.whl"
+    )
+    page = '<a href="sums-1.0%2Bcpu-py3-none-any.whl">sums-1.0+cpu-py3-none-any.whl</a>'
+    (index / "sums" / "index.html").write_text(page)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", f"file://{tmp_path}/nothing")
+    recipe = replace(RECIPE, wheel_index=f"file://{index}")
+    pins = resolve_pins(recipe, None, tmp_path / "home", silent)
+    assert [(pin.name, pin.version) for pin in pins.wheels] == [("parts", "1.5"), ("sums", "1.0+cpu")]
+    assert set(wheels.fetch(recipe, pins.wheels, tmp_path / "other", silent)) == {pin.sha256 for pin in pins.wheels}
+    (mirror.folder / "wheels" / "parts-1.5-py3-none-any.whl").rename(index / "sums" / "parts-1.5-py3-none-any.whl")
+    with pytest.raises(ImageError, match=r"^pip's sources do not have what is pinned:\n  parts-1\.5-py3-none-any\.whl"):
+        wheels.fetch(recipe, pins.wheels, tmp_path / "third", silent)
+
+
 def test_a_download_that_changed_on_disk_is_fetched_again(tmp_path: Path, mirror: Mirror) -> None:
     home = tmp_path / "home"
     pins = pins_of(home)
@@ -177,10 +193,8 @@ def test_a_download_that_changed_on_disk_is_fetched_again(tmp_path: Path, mirror
     assert build_image(RECIPE, pins, ImageStore(tmp_path / "second"), home, silent) == first
 
 
-@pytest.mark.usefixtures("mirror")
-def test_a_disk_that_is_full_is_one_message_and_leaves_nothing(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    pins = pins_of(home)
+def test_a_disk_that_is_full_is_one_message_and_leaves_nothing(ready: Ready, tmp_path: Path) -> None:
+    home, pins = ready.home, ready.pins
     unpack_data(RECIPE, pins, tmp_path / "data", home, silent)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -197,15 +211,13 @@ def test_a_disk_that_is_full_is_one_message_and_leaves_nothing(tmp_path: Path) -
     assert build(home, pins).pin.manifest is not None
 
 
-@pytest.mark.usefixtures("mirror")
 @pytest.mark.parametrize("phase", ["unpacking", "compiling", "syncing"])
-def test_ctrl_c_in_any_phase_leaves_nothing_half_written(tmp_path: Path, phase: str) -> None:
+def test_ctrl_c_in_any_phase_leaves_nothing_half_written(ready: Ready, phase: str) -> None:
     def interrupt(line: str) -> None:
         if line.startswith(phase):
             raise KeyboardInterrupt
 
-    home = tmp_path / "home"
-    pins = pins_of(home)
+    home, pins = ready.home, ready.pins
     with pytest.raises(KeyboardInterrupt):
         build(home, pins, interrupt)
     assert not list((home / "images").glob(".aside-*"))
@@ -216,10 +228,8 @@ def test_ctrl_c_in_any_phase_leaves_nothing_half_written(tmp_path: Path, phase: 
     assert store.verify(built.pin.manifest) == []
 
 
-@pytest.mark.usefixtures("mirror")
-def test_data_can_be_had_without_an_image(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    pins = pins_of(home)
+def test_data_can_be_had_without_an_image(ready: Ready, tmp_path: Path) -> None:
+    home, pins = ready.home, ready.pins
     digests = unpack_data(RECIPE, pins, tmp_path / "data", home, silent)
     assert digests == build(home, pins).data
     assert (tmp_path / "data/digits/train.gz").read_bytes() == b"1" * 200_000
@@ -233,10 +243,9 @@ def test_files_of_two_packages_at_one_place_are_refused(tmp_path: Path, mirror: 
     assert refused.value.message == "package tool 1.0-1 holds usr/bin/tool, which is in the image already"
 
 
-@pytest.mark.usefixtures("mirror")
-def test_layers_hold_no_owner_no_time_and_no_privilege(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    store, built = ImageStore(home), build(home, pins_of(home))
+def test_layers_hold_no_owner_no_time_and_no_privilege(ready: Ready) -> None:
+    home, pins = ready.home, ready.pins
+    store, built = ImageStore(home), build(home, pins)
     for digest in built.pin.diff_ids:
         with tarfile.open(store.blobs.path(digest)) as layer:
             facts = {(m.uid, m.gid, m.uname, m.gname, m.mtime, m.mode & 0o6000, m.isdev()) for m in layer}

@@ -8,25 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from images.mirror import RECIPE, standard_mirror
+from images.conftest import Ready
+from images.mirror import RECIPE, silent
 from runner.errors import ImageError
-from runner.images.build import BuiltImage, build_image, resolve_pins
+from runner.images.build import BuiltImage, build_image
 from runner.images.store import ImageStore
 
 
-def silent(line: str) -> None:
-    assert "\n" not in line
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuiltImage]:
+def made(resolved: Ready) -> tuple[Path, BuiltImage]:
     """A store with one image; each test works on a copy of its own."""
-    home = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in standard_mirror(home / "mirror").environment.items():
-            patch.setenv(key, value)
-        pins = resolve_pins(RECIPE, None, home, silent)
-        return home, build_image(RECIPE, pins, ImageStore(home), home, silent)
+    home = resolved.home
+    return home, build_image(RECIPE, resolved.pins, ImageStore(home), home, silent)
 
 
 @pytest.fixture
