@@ -31,7 +31,7 @@ def ls(workshop: Workshop, name: str | None) -> int:
 
 
 def verify(workshop: Workshop, name: str | None) -> int:
-    """Read every byte of the images (or of one, by name or digest) and compare it with its digest. Raises ImageError."""
+    """Compare every byte of the images, or of one by name or digest, with its digest. Raises ImageError."""
     here = workshop.images.images()
     chosen = [image for image in here if name in (None, image.name, image.digest)]
     if not chosen:
