@@ -22,6 +22,7 @@ from runner.terminal import clipped, printable
 from runner.wandb_environment import child_environment, key_of
 
 _FINISH_S = 30.0
+_EXIT_S = 5.0
 _MESSAGE_CAP = 200
 
 
@@ -136,8 +137,9 @@ class Tracker:
             self._child.stdin.close()
         try:
             self._hear(self._finish_s)
-        finally:
-            self._stop()
+        except KeyboardInterrupt:  # Ctrl-C can no longer mean the run, which has ended: it means this wait
+            self._trouble("not waited for any longer")
+        self._stop()
         return replace(record, wandb=self._tracked)
 
     def _assignment(self, run_id: str, mode: Literal["online", "offline"], pid: int | None) -> Assignment:
@@ -206,13 +208,16 @@ class Tracker:
 
     def _stop(self) -> None:
         assert self._child is not None
+        assert self._child.stdout is not None
         if not self._is_finished:
             sync = f"; `wandb sync` of {self._tracked.path} sends the rest" if self._tracked.path else ""
             self._trouble(f"not done {self._finish_s:.0f} s after the run and given up{sync}")
+        try:
+            self._child.wait(_EXIT_S if self._is_finished else 0.0)
+        except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(self._child.pid, signal.SIGKILL)
-        self._child.wait()
-        assert self._child.stdout is not None
+            self._child.wait()
         self._child.stdout.close()
 
     def _trouble(self, what: str) -> None:
@@ -222,4 +227,4 @@ class Tracker:
         if self._key:
             what = what.replace(self._key, "***")
         self._tracked = replace(self._tracked, message=clipped(printable(what), _MESSAGE_CAP))
-        self._say(f"wandb: {self._tracked.message}; the run goes on")
+        self._say(f"wandb: {self._tracked.message}; the run is not affected")

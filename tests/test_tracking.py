@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -174,7 +175,7 @@ def test_online_without_a_key_is_logged_offline_and_said_so(tmp_path: Path) -> N
     watched = Watched(tmp_path, "online")
     watched.end()
     said = "tracking.wandb=online, but no key is set (WANDB_API_KEY or `wandb login`); logged offline"
-    assert watched.said == [f"wandb: {said}; the run goes on"]
+    assert watched.said == [f"wandb: {said}; the run is not affected"]
     assert (watched.tracked.mode, watched.tracked.message) == ("offline", said)
 
 
@@ -237,8 +238,17 @@ def test_a_logger_that_hangs_or_dies_is_one_line_and_the_run_goes_on(
     watched.train()
     record = watched.end()
     assert record.status == "done"
-    assert watched.said == [f"wandb: {message}; the run goes on"]
+    assert watched.said == [f"wandb: {message}; the run is not affected"]
     assert watched.tracked.message == message
+    assert not Path(f"/proc/{watched.child}").exists()
+
+
+def test_ctrl_c_while_the_logger_finishes_keeps_the_run_that_is_done(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, "offline")
+    os.kill(watched.child, signal.SIGSTOP)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert watched.end().status == "done"
+    assert watched.said == ["wandb: not waited for any longer; the run is not affected"]
     assert not Path(f"/proc/{watched.child}").exists()
 
 
