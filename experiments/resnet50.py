@@ -117,7 +117,7 @@ def model(config: Mapping[str, Any], data: Images) -> ResNet50:
         if isinstance(module, Bottleneck) and config["model"]["zero_init_residual"]:
             nn.init.zeros_(module.bn3.weight)
     # oneDNN and cuDNN both convolve in this order; in the other they would reorder every tensor.
-    return network.to(memory_format=torch.channels_last)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 def optimizer(config: Mapping[str, Any], model: ResNet50) -> torch.optim.Optimizer:

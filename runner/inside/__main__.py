@@ -6,11 +6,15 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 
-from runner.inside import command, job, loop, ranks
-from runner.inside.refusal import EXIT_REFUSED, Refused
-from runner.inside.session import Session
-from runner.inside.watch import Watch
+# torch says so whenever it is imported where there is no NumPy, which no run needs.
+warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+
+from runner.inside import command, job, loop, ranks  # noqa: E402, they import torch
+from runner.inside.refusal import EXIT_REFUSED, Refused  # noqa: E402
+from runner.inside.session import Session  # noqa: E402
+from runner.inside.watch import Watch  # noqa: E402
 
 
 def main() -> int:

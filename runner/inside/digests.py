@@ -7,11 +7,11 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    import torch
 
 _BLOCK_BYTES = 1 << 20
 

@@ -11,7 +11,7 @@ from runner.inside.digests import digest_of_file
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from types import TracebackType
+    from typing import Self
 
 DONE = "done.json"
 
@@ -22,10 +22,10 @@ class Events:
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="ascii", buffering=1)
 
-    def __enter__(self) -> Events:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def write(self, kind: str, **values: object) -> None:

@@ -36,7 +36,7 @@ def set_up(level: str) -> None:
 
 
 def _call_vector_maths_once() -> None:
-    """The first call of oneMKL's vector functions chooses their kernels and can race with a second thread."""
+    """Call oneMKL's vector functions on one thread: their first call chooses kernels, and two threads race for it."""
     small = torch.full((4,), 0.5)
     for function in (torch.sqrt, torch.exp, torch.log, torch.sin, torch.cos, torch.asin, torch.tanh, torch.erf):
         function(small)
@@ -61,8 +61,8 @@ def read_back() -> dict[str, object]:
 def verify(spec: Mapping[str, Any]) -> dict[str, object]:
     """Return the settings as read back. Raises Refused with every one that is not as the spec pins it."""
     determinism = spec["determinism"]
-    pinned = {f"variable {name}": value for name, value in determinism["environment"].items()}
-    found = {f"variable {name}": os.environ.get(name) for name in determinism["environment"]}
+    pinned: dict[str, object] = {f"variable {name}": value for name, value in determinism["environment"].items()}
+    found: dict[str, object] = {f"variable {name}": os.environ.get(name) for name in determinism["environment"]}
     pinned.update(_wanted(spec))
     knobs = read_back()
     found.update(knobs)

@@ -47,7 +47,7 @@ class Ranks(NamedTuple):
             return [number.item()]
         numbers = torch.empty(self.world_size, dtype=torch.float64, device=self.device)
         distributed.all_gather_into_tensor(numbers, number.reshape(1))
-        return numbers.tolist()  # type: ignore[no-any-return]
+        return numbers.tolist()
 
     def copy_from_first(self, tensors: list[torch.Tensor]) -> None:
         """Give every rank the tensors of rank 0."""

@@ -21,7 +21,8 @@ def scale_at(step: int, steps: int, schedule: Mapping[str, object]) -> float:
         return 1.0
     final = Decimal(str(schedule["final_scale"]))
     done = Decimal(step - warmup_steps) / Decimal(max(1, steps - warmup_steps))
-    return float(final + (1 - final) * (1 + _cosine(_PI * done)) / 2)
+    scale = final + (1 - final) * (1 + _cosine(_PI * done)) / 2
+    return float(round(scale, _DIGITS // 2))
 
 
 def _cosine(angle: Decimal) -> Decimal:

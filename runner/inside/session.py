@@ -25,16 +25,16 @@ from runner.inside import checkpoint, files, knobs, optimizers, schedule, seedin
 from runner.inside.digests import digest_of_tensors
 from runner.inside.precision import Precision
 from runner.inside.refusal import Refused
-from runner.inside.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from types import TracebackType
+    from typing import Self
 
     from torch import Tensor, nn
 
     from runner.inside.job import Job
     from runner.inside.ranks import Ranks
+    from runner.inside.watch import Watch
 
 
 class Session:
@@ -56,10 +56,10 @@ class Session:
         knobs.set_up(job.spec["determinism"]["level"])
         seeding.seed_generators(self.config["seed"], "model")
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._open.close()
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from types import TracebackType
+    from typing import Self
 
 VERSION = 1
 MAGIC = b"xrun trace 1\n"
@@ -57,10 +57,10 @@ class Writer:
         line = json.dumps({**header, "format": "xrun-trace", "version": VERSION, "weights": weights}, sort_keys=True)
         self._file.write(line.encode("ascii") + b"\n")
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def write(self, step: int, loss: float, lr: float) -> None:
@@ -87,7 +87,8 @@ def read(path: Path) -> Trace:
     for at in range(0, len(records), RECORD_BYTES):
         values = records[at : at + _VALUES.size]
         chain = _link(chain, values)
-        record = Record(*_VALUES.unpack(values), records[at + _VALUES.size : at + RECORD_BYTES])
+        step, loss, lr = _VALUES.unpack(values)
+        record = Record(step, loss, lr, records[at + _VALUES.size : at + RECORD_BYTES])
         if record.chain != chain:
             raise TraceError(f"{path.name} has been edited: the chain breaks at step {record.step}")
         trace.records.append(record)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
+    from typing import Self
 
 # A rank that waits for others is given this much longer, so that the one they wait for is named first.
 _WAITING_GRACE_S = 5.0
@@ -33,11 +33,11 @@ class Watch:
             # The launcher ends the other ranks of a failed run with SIGTERM: each says where it was.
             faulthandler.register(signal.SIGTERM, self._file, chain=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self.arm()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -1,0 +1,153 @@
+"""Jobs as the host hands them over: a source folder, a spec, an environment, and a real process."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import runner
+from runner.canonical import canonical_bytes
+from runner.levels import environment
+
+REPOSITORY = Path(runner.__file__).parents[1]
+
+# Batch norm and dropout: all kinds of state that a run can have. `fault` plants what the name says.
+TINY = """
+import os, time
+import torch
+from torch import nn
+from torch.nn import functional
+
+def load(config, folder):
+    ids = torch.arange(64)
+    return (ids[:, None] * torch.arange(1, 9) * 37 % 101).float() / 50 - 1, ids % 3
+
+def count(data):
+    return len(data[0])
+
+def model(config, data):
+    return nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 3))
+
+def optimizer(config, model):
+    kind, fused = config["optim"]["kind"], config["optim"]["fused"]
+    return getattr(torch.optim, kind)(model.parameters(), lr=config["optim"]["lr"], **({"fused": True} if fused else {}))
+
+def batch(config, data, draws):
+    inputs = data[0][draws.ids] + draws.integers("noise", 8)[:, None] / 64
+    fault = config["data"].get("fault")
+    if os.environ.get("RANK") == "1" and int(draws.epochs[0]) == 1:
+        if fault == "raise":
+            raise ValueError("sample 41 cannot be read")
+        if fault == "die":
+            os.kill(os.getpid(), 9)
+    if fault == "hang" and os.environ.get("RANK", "0") == config["data"]["rank"] and int(draws.epochs[0]) == 1:
+        time.sleep(1000)
+    if fault == "threads":
+        torch.set_num_threads(2)
+    return inputs, data[1][draws.ids]
+
+def loss(model, batch):
+    return functional.cross_entropy(model(batch[0]), batch[1])
+
+def test_batches(config, data):
+    return [(data[0][at : at + 16], data[1][at : at + 16]) for at in range(0, 64, 16)]
+
+def score(model, batch):
+    logits = model(batch[0]).float()
+    return {"samples": 16, "accuracy": int((logits.argmax(1) == batch[1]).sum())}
+"""
+
+
+def make_spec(**changes: Any) -> dict[str, Any]:
+    """A spec of the tiny experiment; a change names its place: `config__training__steps=9`."""
+    experiment = {"name": "tiny", "module": "tiny", "command": [], "outputs": [], "data": []}
+    training = {"steps": 6, "batch_size": 16, "micro_batches": 1, "eval_every_steps": 0, "checkpoint_every_steps": 0}
+    spec: dict[str, Any] = {
+        "config": {
+            "experiment": experiment,
+            "seed": 7,
+            "model": {},
+            "optim": {"kind": "AdamW", "fused": True, "lr": 0.01},
+            "data": {},
+            "training": training,
+            "schedule": {"kind": "cosine", "warmup_steps": 2, "final_scale": 0.1},
+            "precision": "fp32",
+        },
+        "ranks": 1,
+        "hardware": {"device": "cpu", "threads": 1},
+        "determinism": {"level": "repeat"},
+        "data": {},
+    }
+    for name, value in changes.items():
+        place, at = spec, name.split("__")
+        for key in at[:-1]:
+            place = place[key]
+        place[at[-1]] = value
+    determinism = spec["determinism"]
+    determinism.setdefault("environment", environment(determinism["level"], spec["hardware"]["threads"]))
+    return spec
+
+
+class Ran:
+    """What a process left."""
+
+    def __init__(self, process: "subprocess.CompletedProcess[str]", out: Path) -> None:
+        self.exit_code = process.returncode
+        self.output = process.stdout + process.stderr
+        self.out = out
+
+    @property
+    def done(self) -> dict[str, Any]:
+        """done.json."""
+        assert self.exit_code == 0, self.output
+        done: dict[str, Any] = json.loads((self.out / "done.json").read_bytes())
+        return done
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """events.jsonl."""
+        return [json.loads(line) for line in (self.out / "events.jsonl").read_text().splitlines()]
+
+    def error(self, rank: int = 0) -> str:
+        """What a rank says it failed of."""
+        return (self.out / "errors" / f"rank{rank}.txt").read_text()
+
+
+def source_folder(folder: Path) -> Path:
+    """Lay out a source folder as the host does: the harness, and the tiny experiment beside the shipped ones."""
+    source = folder / "source"
+    if not source.exists():
+        (source / "experiments").mkdir(parents=True)
+        (source / "runner").symlink_to(REPOSITORY / "runner")
+        (source / "experiments" / "tiny.py").write_text(TINY)
+        for module in (REPOSITORY / "experiments").glob("*.py"):
+            (source / "experiments" / module.name).symlink_to(module)
+    return source
+
+
+def run(folder: Path, spec: Mapping[str, Any], **options: Any) -> Ran:
+    """Run a spec in a real process. Options: name, data, hang_timeout_s, environment (laid over), launcher (argv)."""
+    out = folder / options.get("name", "out")
+    out.mkdir()
+    spec_file = folder / f"{out.name}.json"
+    spec_file.write_bytes(canonical_bytes(spec))
+    variables = {
+        "HOME": str(folder),
+        "PATH": os.environ["PATH"],
+        "XRUN_DATA": str(options.get("data", folder / "data")),
+        "XRUN_HANG_TIMEOUT_S": str(options.get("hang_timeout_s", 300)),
+        "XRUN_LOG_EVERY_STEPS": "2",
+        "XRUN_NONCE": "a-nonce",
+        "XRUN_OUT": str(out),
+        "XRUN_SPEC": str(spec_file),
+        **spec["determinism"]["environment"],
+        **options.get("environment", {}),
+    }
+    argv = [*options.get("launcher", []), sys.executable, "-m", "runner.inside"]
+    process = subprocess.run(
+        argv, cwd=source_folder(folder), env=variables, capture_output=True, text=True, check=False, timeout=900
+    )
+    return Ran(process, out)

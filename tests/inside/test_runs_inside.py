@@ -1,0 +1,220 @@
+"""Whole runs, each a real process as a container starts it."""
+
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runner.inside import trace
+from runner.inside.digests import digest_of_file, digest_of_tensors
+from tests.inside.jobs import make_spec, run
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"determinism__level": "portable-v3"},
+        {"config__precision": "fp16", "config__training__clip_norm": 1.0},
+        {"config__precision": "bf16", "ranks": 2},
+    ],
+    ids=["fp32", "portable-v3", "fp16", "bf16 on 2 ranks"],
+)
+def test_two_runs_of_one_spec_are_equal(tmp_path: Path, changes: dict[str, Any]) -> None:
+    first, second = (run(tmp_path, make_spec(**changes), name=name) for name in ("first", "second"))
+    assert first.done["fingerprint"] == second.done["fingerprint"]
+    assert first.done["weights"] == second.done["weights"]
+    assert (first.out / "trace.bin").read_bytes() == (second.out / "trace.bin").read_bytes()
+
+
+def test_another_seed_gives_another_fingerprint(tmp_path: Path) -> None:
+    first, second = (run(tmp_path, make_spec(config__seed=seed), name=str(seed)) for seed in (0, 1))
+    assert first.done["fingerprint"] != second.done["fingerprint"]
+
+
+def test_done_json_names_every_file_with_its_size_and_digest(tmp_path: Path) -> None:
+    ran = run(tmp_path, make_spec(config__training__checkpoint_every_steps=4))
+    files = {path.relative_to(ran.out).as_posix() for path in ran.out.rglob("*") if path.is_file()} - {"done.json"}
+    folders = ("checkpoints/step-00000004", "checkpoints/step-00000006")
+    inside = {f"{folder}/{name}" for folder in folders for name in ("model.pt", "training.pt", "manifest.json")}
+    assert files == {"events.jsonl", "trace.bin", *inside}
+    assert ran.done["files"] == {
+        name: {"size": (ran.out / name).stat().st_size, "digest": digest_of_file(ran.out / name)} for name in files
+    }
+
+
+def test_the_fingerprint_closes_the_trace_with_the_final_weights(tmp_path: Path) -> None:
+    done = (ran := run(tmp_path, make_spec())).done
+    state = torch.load(ran.out / "checkpoints/step-00000006/model.pt", weights_only=True)
+    records = trace.read(ran.out / "trace.bin").records
+    assert [record.step for record in records] == [1, 2, 3, 4, 5, 6]
+    assert done["weights"] == digest_of_tensors(state)
+    assert done["fingerprint"] == trace.fingerprint(records[-1].chain, done["weights"])
+    assert (done["nonce"], done["steps"]) == ("a-nonce", 6)
+
+
+def test_events_tell_the_run_in_order(tmp_path: Path) -> None:
+    ran = run(tmp_path, make_spec(config__training__eval_every_steps=4, config__training__clip_norm=1.0))
+    told = [(event["kind"], event.get("step")) for event in ran.events]
+    steps = [("step", 1), ("step", 2), ("step", 4), ("eval", 4), ("step", 6), ("eval", 6), ("checkpoint", 6)]
+    assert told == [("start", None), *steps, ("end", 6)]
+    assert ran.events[0]["knobs"]["threads"] == 1
+    assert ran.events[1].keys() == {"kind", "step", "steps", "loss", "lr", "samples_per_s", "grad_norm"}
+    assert ran.events[-3]["metrics"].items() <= ran.done["metrics"].items()
+
+
+def test_micro_batches_and_ranks_give_the_step_of_the_whole_batch(tmp_path: Path) -> None:
+    # Batch norm and dropout see micro-batches; without them the sums differ by rounding only.
+    plain = {"config__model": {}, "config__training__steps": 1}
+    runs = [
+        run(tmp_path, make_spec(**plain, **changes), name=name)
+        for name, changes in {
+            "whole": {},
+            "parts": {"config__training__micro_batches": 4},
+            "ranks": {"ranks": 2, "config__training__micro_batches": 2},
+        }.items()
+    ]
+    whole, parts, ranks = (trace.read(ran.out / "trace.bin").records[0].loss for ran in runs if ran.done)
+    assert parts == pytest.approx(whole, rel=0.2)
+    assert ranks == pytest.approx(whole, rel=0.2)
+    assert len({ran.done["fingerprint"] for ran in runs}) == 3
+
+
+def test_a_checkpoint_holds_the_whole_state(tmp_path: Path) -> None:
+    ran = run(tmp_path, make_spec(config__precision="fp16", ranks=2))
+    assert ran.done
+    folder = ran.out / "checkpoints/step-00000006"
+    state = torch.load(folder / "training.pt", weights_only=False)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    assert state.keys() == {"step", "optimizer", "scaler", "generators"}
+    assert state["scaler"]["scale"] == 65536.0
+    assert state["scaler"]["_growth_tracker"] == 6
+    assert len({tuple(generators["torch"].tolist()) for generators in state["generators"]}) == 2
+    assert manifest["files"]["training.pt"]["digest"] == digest_of_file(folder / "training.pt")
+
+
+def test_a_failing_rank_ends_the_run_with_its_traceback(tmp_path: Path) -> None:
+    ran = run(tmp_path, make_spec(ranks=2, config__data={"fault": "raise"}))
+    assert ran.exit_code == 1
+    assert ran.error(1).endswith("ValueError: sample 41 cannot be read\n")
+    assert 'experiments/tiny.py", line' in ran.error(1)
+    times = {path.name: path.stat().st_mtime_ns for path in (ran.out / "errors").iterdir() if path.stat().st_size}
+    assert min(times, key=lambda name: times[name]) == "rank1.txt"
+    assert not (ran.out / "done.json").exists()
+
+
+def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
+    ran = run(tmp_path, make_spec(ranks=2, config__data={"fault": "die"}))
+    assert ran.exit_code == 128 + signal.SIGKILL
+    assert ran.error(1) == "error: rank 1 was ended by SIGKILL\n"
+
+
+@pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 1)])
+def test_a_hung_rank_ends_the_run_with_the_place_where_it_hangs(tmp_path: Path, ranks: int, rank: int) -> None:
+    spec = make_spec(ranks=ranks, config__data={"fault": "hang", "rank": str(rank)})
+    ran = run(tmp_path, spec, hang_timeout_s=20)
+    assert ran.exit_code == 1
+    lines = ran.error(rank).splitlines()
+    assert lines[0] == "Timeout (0:00:20)!"
+    assert any('experiments/tiny.py", line' in line and line.endswith("in batch") for line in lines)
+    times = {path.name: path.stat().st_mtime_ns for path in (ran.out / "errors").iterdir() if path.stat().st_size}
+    assert min(times, key=lambda name: times[name]) == f"rank{rank}.txt"
+
+
+def test_data_that_is_not_as_pinned_is_refused_and_named(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "poems"
+    folder.mkdir(parents=True)
+    (folder / "a.txt").write_text("rose")
+    found = "sha256:" + hashlib.sha256(b"rose").hexdigest()
+    pinned = "sha256:" + hashlib.sha256(b"lily").hexdigest()
+    ran = run(tmp_path, make_spec(data={"poems": {"a.txt": pinned, "b.txt": pinned}}))
+    assert ran.exit_code == 2
+    assert ran.error() == (
+        "error: the data is not what the lock pins\n"
+        f"  poems/a.txt is {found}, pinned is {pinned}\n"
+        "  poems/b.txt is missing\n"
+    )
+
+
+def test_a_setting_that_is_not_as_pinned_is_refused_and_named(tmp_path: Path) -> None:
+    spec = make_spec(determinism__level="portable-v3")
+    ran = run(tmp_path, spec, environment={"OMP_NUM_THREADS": "2", "MKL_CBWR": "AUTO"})
+    assert ran.exit_code == 2
+    assert ran.error() == (
+        "error: level portable-v3: 4 settings are not as pinned\n"
+        "  variable MKL_CBWR is 'AUTO', pinned is 'COMPATIBLE'\n"
+        "  variable OMP_NUM_THREADS is '2', pinned is '1'\n"
+        "  threads is 2, pinned is 1\n"
+        "  mkl_branch is 2, pinned is 3\n"
+    )
+
+
+def test_a_setting_that_the_experiment_changes_is_found_at_the_end(tmp_path: Path) -> None:
+    ran = run(tmp_path, make_spec(config__data={"fault": "threads"}))
+    assert ran.exit_code == 2
+    assert ran.error() == ("error: level repeat: 1 settings are not as pinned\n  threads is 2, pinned is 1\n")
+
+
+def test_an_optimizer_that_a_portable_level_cannot_keep_is_refused(tmp_path: Path) -> None:
+    ran = run(tmp_path, make_spec(determinism__level="portable-v3", config__optim__fused=False))
+    assert ran.exit_code == 2
+    assert ran.error() == (
+        "error: level portable-v3 cannot be kept with AdamW: its square roots come out differently on Intel and AMD "
+        "CPUs\n\nhint: give torch.optim.AdamW the argument fused=True if it has it, or run with determinism=repeat\n"
+    )
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    ran = run(tmp_path, make_spec(config__optim__kind="SGD", config__optim__fused=False, config__optim__lr=1e38))
+    assert ran.exit_code == 2
+    assert ran.error() == "error: the loss is nan at step 3: the training has diverged\n"
+
+
+def test_samples_that_cannot_be_shared_equally_are_refused(tmp_path: Path) -> None:
+    ran = run(tmp_path, make_spec(config__training__micro_batches=3))
+    assert ran.exit_code == 2
+    assert ran.error() == (
+        "error: training.batch_size: 16 samples cannot be shared equally by 1 ranks x 3 micro-batches\n\n"
+        "hint: training.batch_size=18\n"
+    )
+
+
+def test_a_command_is_pinned_by_its_outputs(tmp_path: Path) -> None:
+    script = (
+        'print("working"); open("a.txt", "w").write("a"); open("m.jsonl", "w").write(\'{"step": 3, "loss": 0.5}\\n\')'
+    )
+    experiment = {"name": "c", "command": ["python3", "-c", script], "outputs": ["a.txt"], "metrics": "m.jsonl"}
+    ran = run(tmp_path, make_spec(config__experiment=experiment))
+    digests = {name: digest_of_file(ran.out / name).removeprefix("sha256:") for name in ("a.txt", "m.jsonl")}
+    listing = "".join(f"sha256:{digest}  {name}\n" for name, digest in digests.items())
+    assert ran.done["fingerprint"] == "sha256:" + hashlib.sha256(listing.encode()).hexdigest()
+    assert ran.done["metrics"] == {"step": 3, "loss": 0.5}
+    assert {"kind": "eval", "step": 3, "metrics": {"step": 3, "loss": 0.5}} in ran.events
+    assert "working" in ran.output
+
+
+def test_a_command_that_leaves_out_an_output_fails_and_names_it(tmp_path: Path) -> None:
+    experiment = {"name": "c", "command": ["true"], "outputs": ["a.txt", "b.txt"]}
+    ran = run(tmp_path, make_spec(config__experiment=experiment))
+    assert ran.exit_code == 2
+    assert ran.error() == ("error: the command ended without writing a.txt, b.txt, which experiment.outputs declares\n")
+    assert not (ran.out / "done.json").exists()
+
+
+def test_a_failing_command_ends_with_its_own_exit_code(tmp_path: Path) -> None:
+    experiment = {"name": "c", "command": ["sh", "-c", "exit 5"], "outputs": []}
+    ran = run(tmp_path, make_spec(config__experiment=experiment))
+    assert (ran.exit_code, ran.error()) == (5, "error: sh ended with exit code 5\n")
+
+
+def test_nothing_of_this_machine_is_in_a_fingerprint(tmp_path: Path) -> None:
+    here = run(tmp_path, make_spec(), name="here")
+    (elsewhere := tmp_path / "else where").mkdir()
+    there = run(elsewhere, make_spec(), environment={"TZ": "Asia/Tokyo", "LANG": "C"}, hang_timeout_s=77)
+    assert os.fspath(here.out) != os.fspath(there.out)
+    assert here.done["fingerprint"] == there.done["fingerprint"]
