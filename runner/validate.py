@@ -122,3 +122,5 @@ def _hardware(config: Config) -> Iterator[Mistake]:
     if hardware.device == "cuda" and hardware.ranks > hardware.gpu_count:
         what = f"{hardware.ranks} ranks need {hardware.ranks} GPUs; hardware.gpu_count is {hardware.gpu_count}"
         yield Mistake(place="hardware.ranks", what=what)
+    if hardware.device == "cpu" and config.precision.name == "tf32":
+        yield Mistake(place="precision.name", what="tf32 is a GPU's arithmetic; hardware.device is cpu")

@@ -1,4 +1,4 @@
-"""What the README promises to a bare machine: its first command, its fingerprint, on every engine and for every user."""
+"""What the README promises to a bare machine: one fingerprint, on every engine and for every user."""
 
 import json
 import os
@@ -7,7 +7,14 @@ import tomllib
 from subprocess import CompletedProcess
 
 import pytest
-from bare_machine import BareMachine, bare_machine, fingerprint_of, normal_user, readme_block, readme_fingerprint
+from bare_machine import (
+    BareMachine,
+    bare_machine,
+    fingerprint_of,
+    normal_user,
+    readme_block,
+    readme_fingerprint,
+)
 
 pytestmark = pytest.mark.image
 

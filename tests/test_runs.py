@@ -1,7 +1,6 @@
 """Whole runs in real containers: precision, ranks, experiments, what a container sees, what is refused."""
 
 import json
-import os
 import re
 import subprocess
 import tomllib
@@ -32,7 +31,12 @@ def run(machine: BareMachine, words: Sequence[str], docker_host: str) -> dict[st
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("hardware.ranks=2", "precision=bf16"), ("precision=fp16",), ("precision=tf32", "training.micro_batches=2")],
+    [
+        (),
+        ("hardware.ranks=2", "precision=bf16"),
+        ("precision=fp16",),
+        ("training.micro_batches=2", "training.clip_norm=1.0"),
+    ],
     ids=" ".join,
 )
 def test_twice_on_each_engine_gives_one_fingerprint(
@@ -154,9 +158,10 @@ def test_locked_names_the_key_that_conf_has_changed(machine: BareMachine, edited
 
 
 def test_a_missing_lock_is_refused_by_locked(machine: BareMachine) -> None:
-    code, message = refusal(machine, "experiment=resnet50", "hardware=cpu", "experiment.name=other", "--locked")
+    (machine.folder / "lock" / "hello.cpu.lock").unlink(missing_ok=True)
+    code, message = refusal(machine, "experiment=hello", "--locked")
     assert code == 3
-    assert message == ("error: lock/other.cpu.lock is missing\n\nhint: xrun lock experiment=other hardware=cpu\n")
+    assert message == "error: lock/hello.cpu.lock is missing\n\nhint: xrun lock experiment=hello hardware=cpu\n"
 
 
 def test_hardware_that_is_not_here_is_refused(machine: BareMachine) -> None:
@@ -220,11 +225,11 @@ def test_ctrl_c_stops_the_container_and_marks_the_run(machine: BareMachine, dock
     assert running.returncode == 130
     record = json.loads(machine.xrun("show", "last", "--json").stdout)
     assert (record["status"], record["message"]) == ("interrupted", "stopped by a signal")
-    assert not [name for name in os.listdir("/proc") if name.isdigit() and _speaks_of(name, record["id"])]
+    assert not [path for path in Path("/proc").glob("[0-9]*") if _speaks_of(path, record["id"].encode())]
 
 
-def _speaks_of(process: str, run_id: str) -> bool:
+def _speaks_of(process: Path, words: bytes) -> bool:
     try:
-        return run_id.encode() in Path("/proc", process, "cmdline").read_bytes()
+        return words in (process / "cmdline").read_bytes()
     except OSError:
         return False

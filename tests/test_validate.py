@@ -107,3 +107,8 @@ def test_a_sound_config_has_no_mistakes() -> None:
 )
 def test_values_that_do_not_fit_are_named_with_their_key(changes: dict[str, Any], expected: list[str]) -> None:
     assert mistakes(changes) == expected
+
+
+def test_tf32_needs_a_gpu() -> None:
+    found = mistakes({"precision.name": "tf32"})
+    assert found == ["precision.name: tf32 is a GPU's arithmetic; hardware.device is cpu"]
