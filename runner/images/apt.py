@@ -38,7 +38,7 @@ def refresh(recipe: Recipe, home: Path, say: Say) -> None:
     say("reading the package lists of this machine's apt sources")
     config = _config(recipe, home, ())
     try:
-        program(["apt-get", "-c", str(config), "-q", "update"], "apt-get update")
+        program(["apt-get", "-c", str(config), "-q", "update"], "apt-get update", writes=config)
     except ProgramFailed as failed:
         # A foreign source that cannot be reached takes nothing away from the others; what is missing, fetch names.
         say(f"some apt sources could not be read: {failed.message.splitlines()[-1]}")
@@ -61,10 +61,11 @@ def _resolve(recipe: Recipe, kept: Iterable[DebPin], home: Path) -> tuple[tuple[
     asked = ["apt-get", "-c", config, "-q", "-y", "--print-uris"]
     what = f"apt cannot give what images/{recipe.name}/recipe.toml asks for"
     # Its own list of packages is empty, so apt pulls in all that is needed.
-    lines = program([*asked, "install", *recipe.packages], what)
+    lines = program([*asked, "install", *recipe.packages], what, writes=home)
     packages = [pin for pin in _pins(lines) if pin.name not in recipe.without]
     data = sorted({data.package for data in recipe.data.values()})
-    return tuple(packages), tuple(_pins(program([*asked, "download", *data], what))) if data else ()
+    lines = program([*asked, "download", *data], what, writes=home) if data else ""
+    return tuple(packages), tuple(_pins(lines))
 
 
 def _pins(lines: str) -> list[DebPin]:
@@ -114,7 +115,7 @@ def _known(recipe: Recipe, pins: Sequence[DebPin], home: Path) -> dict[tuple[str
     config = str(_config(recipe, home, ()))
     names = sorted({pin.name for pin in pins})
     try:
-        records = program(["apt-cache", "-c", config, "show", *names], "apt-cache show")
+        records = program(["apt-cache", "-c", config, "show", *names], "apt-cache show", writes=home)
     except ProgramFailed as failed:
         # It fails when one name is unknown, and still shows the others when asked one by one.
         if len(names) > 1:
@@ -135,7 +136,8 @@ def _download(recipe: Recipe, pins: Sequence[DebPin], home: Path) -> None:
         wanted = [f"{pin.name}={pin.version}" for pin in pins]
         config = str(_config(recipe, home, ()))
         argv = ["apt-get", "-c", config, "-q", "download", *wanted]
-        program(argv, "apt-get download", folder=folder, needed_bytes=sum(pin.size for pin in pins))
+        needed_bytes = sum(pin.size for pin in pins)
+        program(argv, "apt-get download", folder=folder, writes=downloads.folder(home), needed_bytes=needed_bytes)
         got = {digest_of_file(path): path for path in folder.glob("*.deb")}
         _refuse([f"{pin.name} {pin.version}: no file with {pin.sha256}" for pin in pins if pin.sha256 not in got])
         for path in got.values():

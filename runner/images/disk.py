@@ -18,6 +18,7 @@ Say = Callable[[str], None]
 """Takes one line of progress."""
 
 ASIDE = ".aside-"
+_SAID_LINES = 10
 # A quota or a limit on a file's size is a full disk to whoever meets it.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -76,21 +77,22 @@ def locked(folder: Path, say: Say | None = None) -> Iterator[None]:
         lock.release()
 
 
-def program(
+def program(  # noqa: PLR0913, a program has an argv, a name, a place, variables, and what it writes
     argv: Sequence[str],
     what: str,
     *,
-    environment: Mapping[str, str] | None = None,
-    folder: Path | None = None,
+    writes: Path,
     needed_bytes: int = 0,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Run a program in a folder and return its stdout. `needed_bytes` is what it writes there, as far as is known.
+    """Run a program in a folder and return its stdout. `writes` and `needed_bytes` say where it writes and how much.
 
     Raises ImageError with what it said when it fails or is not there.
     """
+    # Its messages are read below, so they must be in one language.
+    spoken = {**os.environ, **(environment or {}), "LC_ALL": "C.UTF-8"}
     try:
-        # Its messages are read below, so they must be in one language.
-        spoken = {**os.environ, **(environment or {}), "LC_ALL": "C.UTF-8"}
         ended = subprocess.run(
             argv, capture_output=True, text=True, errors="replace", env=spoken, cwd=folder, check=False
         )
@@ -98,11 +100,18 @@ def program(
         raise ImageError(f"{what}: this machine has no {argv[0]}") from None
     if ended.returncode == 0:
         return ended.stdout
-    said = (ended.stderr.strip() or ended.stdout.strip()) or f"exit code {ended.returncode}"
+    said = ended.stderr.strip() or ended.stdout.strip()
     if os.strerror(errno.ENOSPC) in said:
-        where = full(folder / "downloads", needed_bytes) if folder else "disk full"
-        raise ImageError(f"{what}: {where}\n{said}", hint=FREE_SPACE)
-    raise ProgramFailed(f"{what}:\n{said}")
+        raise ImageError(f"{what}: {full(writes, needed_bytes)}", hint=FREE_SPACE)
+    raise ProgramFailed(f"{what}: {_shortened(said) or f'exit code {ended.returncode}'}")
+
+
+def _shortened(said: str) -> str:
+    """Return the last lines of what a program said, each once, without warnings where it names errors."""
+    lines = list(dict.fromkeys(said.splitlines()))
+    if any(line.startswith("E:") for line in lines):
+        lines = [line for line in lines if not line.startswith("W:")]
+    return "\n".join(lines[-_SAID_LINES:])
 
 
 class ProgramFailed(ImageError):

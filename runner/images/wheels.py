@@ -128,7 +128,7 @@ def _pip(recipe: Recipe, target: Path, arguments: Sequence[str]) -> None:
     # pip unpacks and checks in its own temporary folder, which on many machines is too small for torch.
     temporary = {"TMPDIR": str(target.parent)}
     argv = [*_pip_program(), "download", *options, *target_options, *arguments]
-    program(argv, "pip download", environment=temporary, folder=target.parent)
+    program(argv, "pip download", environment=temporary, writes=target)
 
 
 def _pip_program() -> list[str]:
