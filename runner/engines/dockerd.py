@@ -1,6 +1,7 @@
 """The connection to a Docker daemon, and its errors in xrun's words."""
 
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,9 +26,21 @@ def connect(timeout_s: float) -> Any:
         address = docker.utils.kwargs_from_env()
         if "base_url" not in address:
             address = ContextAPI.kwargs_from_context() | address
+        _reach(str(address.get("base_url", "")))
         client = docker.APIClient(version="auto", timeout=timeout_s, **address)
         client.ping()
         return client
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where a local socket has no daemon; the SDK would say so in many words, and leave a socket open."""
+    scheme, _, path = address.partition("://")
+    if scheme in {"unix", "http+unix"}:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(path)
+            except OSError as error:
+                raise OSError(f"{path}: {error.strerror}") from None
 
 
 @contextmanager

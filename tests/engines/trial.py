@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,6 @@ class Report:
     outcome: Outcome
     log: str
     out: Path
-    fields: dict[str, str] = field(default_factory=dict)
 
 
 def request_of(trial: Trial, pin: ImagePin, out: Path, name: str = "trial") -> ContainerRequest:
@@ -61,8 +60,8 @@ def perform(engine: Engine, trial: Trial, pin: ImagePin, folder: Path, name: str
     out.mkdir()
     log = folder / "log"
     container = engine.start(request_of(trial, pin, out, name), log)
-    if trial.stop_at is not None:
-        until(lambda: trial.stop_at in log.read_text())
+    if (word := trial.stop_at) is not None:
+        until(lambda: word in log.read_text())
         container.stop(trial.grace_s)
     outcome = outcome_of(container)
     container.remove()
@@ -85,7 +84,8 @@ def until(claim: Callable[[], bool]) -> None:
 
 
 def plain(trial: Trial) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(trial), default=str))
+    plain_trial: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(trial), default=str))
+    return plain_trial
 
 
 def _main() -> None:
