@@ -1,6 +1,8 @@
 """The embedded engine: bubblewrap, without a daemon and without root.
 
-Its containers die with the process that started them: nobody else would look after their limits.
+Its containers die with the process that started them: nobody else would look after their limits. One gap is left:
+while a sandbox is being built (about 30 ms), bubblewrap does not see its parent die, and a SIGKILL of xrun in that
+time leaves the sandbox running.
 """
 
 import os

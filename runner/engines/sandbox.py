@@ -134,12 +134,9 @@ def _start(plan: Plan) -> _Processes:
             )
         with block_write:
             init = _read_init(status_read)
-            if init is not None:
-                init_fd = os.pidfd_open(init)
-                _set_limits(init, plan.limits)
-                if _released(block_write):
-                    return _Processes(bwrap=bwrap, init=init, init_fd=init_fd, status=status_read)
-                os.close(init_fd)
+            init_fd = None if init is None else _release(init, block_write, plan.limits)
+        if init is not None and init_fd is not None:
+            return _Processes(bwrap=bwrap, init=init, init_fd=init_fd, status=status_read)
         bwrap.wait()
         status_read.close()
         raise SandboxRefused(plan.log.read_bytes()[log_start:][:_MESSAGE_BYTES].decode(errors="replace"))
@@ -162,24 +159,34 @@ def _read_init(status: BinaryIO) -> int | None:
     return int(json.loads(line)["child-pid"]) if line else None
 
 
+def _release(init: int, block: BinaryIO, limits: Limits) -> int | None:
+    """Limit a sandbox that waits, all set up, just before its program, and let it go on.
+
+    Returns a descriptor of its first process, None where it did not get there.
+    """
+    try:
+        init_fd = os.pidfd_open(init)
+        _set_limits(init, limits)
+        block.write(b"\0")
+    except (ProcessLookupError, BrokenPipeError):
+        return None
+    # No POLLOUT: only the error is awaited, which tells that every reader has closed its end.
+    closed = select.poll()
+    closed.register(block, 0)
+    closed.poll()
+    unread = fcntl.ioctl(block, termios.FIONREAD, bytes(4))
+    if unread == bytes(4):
+        return init_fd
+    os.close(init_fd)
+    return None
+
+
 def _set_limits(init: int, limits: Limits) -> None:
     resource.prlimit(init, resource.RLIMIT_CORE, (0, 0))
     # Counted in the sandbox's user namespace since Linux 5.14, but never for root: there usage.excess() alone counts.
     hard = resource.prlimit(init, resource.RLIMIT_NPROC)[1]
     pids = limits.pids if hard == resource.RLIM_INFINITY else min(limits.pids, hard)
     resource.prlimit(init, resource.RLIMIT_NPROC, (pids, pids))
-
-
-def _released(block: BinaryIO) -> bool:
-    """Let a sandbox go on that waits, all set up, just before its program. False where it does not get there."""
-    with suppress(BrokenPipeError):
-        block.write(b"\0")
-    # No POLLOUT: only the error is awaited, which tells that every reader has closed its end.
-    closed = select.poll()
-    closed.register(block, 0)
-    closed.poll()
-    unread = fcntl.ioctl(block, termios.FIONREAD, bytes(4))
-    return unread == bytes(4)
 
 
 def _watch(processes: _Processes, limits: Limits) -> Outcome:
