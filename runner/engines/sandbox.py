@@ -166,19 +166,26 @@ def _release(init: int, block: BinaryIO, limits: Limits) -> int | None:
     """
     try:
         init_fd = os.pidfd_open(init)
+    except ProcessLookupError:
+        return None
+    if _goes_on(init, block, limits):
+        return init_fd
+    os.close(init_fd)
+    return None
+
+
+def _goes_on(init: int, block: BinaryIO, limits: Limits) -> bool:
+    try:
         _set_limits(init, limits)
         block.write(b"\0")
     except (ProcessLookupError, BrokenPipeError):
-        return None
+        return False
     # No POLLOUT: only the error is awaited, which tells that every reader has closed its end.
     closed = select.poll()
     closed.register(block, 0)
     closed.poll()
     unread = fcntl.ioctl(block, termios.FIONREAD, bytes(4))
-    if unread == bytes(4):
-        return init_fd
-    os.close(init_fd)
-    return None
+    return unread == bytes(4)
 
 
 def _set_limits(init: int, limits: Limits) -> None:
