@@ -1,5 +1,7 @@
 """What the process that speaks to Weights & Biases may know of the user's environment: the key, and the way out."""
 
+import os
+import sys
 from collections.abc import Mapping
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -32,7 +34,8 @@ def child_environment(environment: Mapping[str, str], folder: Path, key: str | N
         "HOME": str(folder),
         "LC_ALL": "C.UTF-8",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),  # the child runs this very xrun, installed or not
+        # The child finds what this process finds, this very xrun first, however both were installed.
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
         "WANDB_BASE_URL": _server(environment),
     }
 

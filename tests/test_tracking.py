@@ -252,6 +252,14 @@ def test_ctrl_c_while_the_logger_finishes_keeps_the_run_that_is_done(tmp_path: P
     assert not Path(f"/proc/{watched.child}").exists()
 
 
+def until(is_so: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if is_so():
+            return
+        time.sleep(0.1)
+    raise AssertionError("not within a minute")
+
+
 def test_a_logger_ends_by_itself_when_xrun_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys, time; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_tracking as t;"
@@ -262,12 +270,11 @@ def test_a_logger_ends_by_itself_when_xrun_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as xrun:
         assert xrun.stdout is not None
         child, run_id = xrun.stdout.readline().split()
-        while not list((tmp_path / "runs" / run_id).glob("wandb/offline-run-*/*.wandb")):
-            time.sleep(0.1)
+        folder = RunFolder(path=tmp_path / "runs" / run_id)
+        until(lambda: bool(list(folder.wandb.glob("offline-run-*/*.wandb"))))
         xrun.kill()
-    while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes():
-        time.sleep(0.1)
-    folder = RunFolder(path=tmp_path / "runs" / run_id)
+    argv_of_child = Path(f"/proc/{child}/cmdline")
+    until(lambda: not argv_of_child.exists() or not argv_of_child.read_bytes())
     (path,) = folder.wandb.glob("offline-run-*")
     records = inspected(folder, Tracked(mode="offline", path=f"wandb/{path.name}"))
     assert len(kinds(records, "history")) == STEPS
