@@ -13,7 +13,7 @@ from runner.store import Run, RunStore
 from runner.terminal import clipped, printable
 
 _HEAD = ("RUN", "STATUS", "STARTED (UTC)", "TIME", "ENGINE", "FINGERPRINT", "METRICS")
-_RUNS_SHOWN = 100
+_RUNS_SHOWN = 50
 _LOOK_S = 0.2
 _BLOCK_BYTES = 1 << 16
 _METRICS_SHOWN = 3
@@ -30,7 +30,7 @@ _OPEN: dict[str, object] = {
 
 
 def list_runs(store: RunStore, *, as_json: bool) -> str:
-    """Return runs, newest first: a table of the last hundred, or a JSON list of the records of all."""
+    """Return runs, newest first: a table of the last fifty, or a JSON list of the records of all."""
     if as_json:
         return json.dumps([_mapping(run) for run in store.runs()], indent=2) + "\n"
     rows = [_HEAD, *(_row(run) for run in store.runs(at_most=_RUNS_SHOWN))]
