@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import distributed
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from runner.inside.job import Job
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 _ADDRESS = "127.0.0.1"
 # Collectives give up after the watch has, so that the place of a hang is what is reported.
 _COLLECTIVE_GRACE_S = 60.0
+# Signals that no launcher sends: a rank that died of one is the cause.
+_DEADLY = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 
 
 class Ranks(NamedTuple):
@@ -37,17 +41,23 @@ class Ranks(NamedTuple):
         """Return every rank's value, in the order of ranks, on every rank."""
         if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(values, value)
-        return values
+        # torch's own all_gather_object needs NumPy, which an image may lack.
+        content = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        sizes = [int(size) for size in self.gather_number(torch.tensor(float(len(content)), dtype=torch.float64))]
+        parts = self._gather(functional.pad(content, (0, max(sizes) - len(content))))
+        return [pickle.loads(bytes(part[:size].tolist())) for part, size in zip(parts, sizes)]  # noqa: S301, our ranks
 
     def gather_number(self, number: torch.Tensor) -> list[float]:
         """Return every rank's float64 number, in the order of ranks, on every rank."""
         if self.world_size == 1:
             return [number.item()]
-        numbers = torch.empty(self.world_size, dtype=torch.float64, device=self.device)
-        distributed.all_gather_into_tensor(numbers, number.reshape(1))
-        return numbers.tolist()
+        return [part.item() for part in self._gather(number)]
+
+    def _gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        own = tensor.to(self.device)
+        parts = [torch.empty_like(own) for _ in range(self.world_size)]
+        distributed.all_gather(parts, own)
+        return [part.cpu() for part in parts]
 
     def copy_from_first(self, tensors: list[torch.Tensor]) -> None:
         """Give every rank the tensors of rank 0."""
@@ -106,12 +116,23 @@ def launch(job: Job) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "runner.inside")
     except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        errors = job.out / "errors" / f"rank{rank}.txt"
-        if failure.exitcode < 0 and not (errors.is_file() and errors.stat().st_size):
-            errors.write_text(f"error: rank {rank} was ended by {signal.Signals(-failure.exitcode).name}\n")
+        killed = [rank for rank, failure in failed.failures.items() if -failure.exitcode in _DEADLY]
+        if killed:
+            return _speak_for(killed[0], -failed.failures[killed[0]].exitcode, job)
+        _, failure = failed.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     return 0
+
+
+def _speak_for(rank: int, signal_number: int, job: Job) -> int:
+    """Say of what a rank died that could not say it itself. Returns its exit code."""
+    errors = job.out / "errors" / f"rank{rank}.txt"
+    opened_at_ns = errors.stat().st_mtime_ns
+    if not errors.stat().st_size:
+        errors.write_text(f"error: rank {rank} was ended by {signal.Signals(signal_number).name}\n", encoding="utf-8")
+    # The earliest error is taken for the cause, and by now the others have failed of this one.
+    os.utime(errors, ns=(opened_at_ns, opened_at_ns))
+    return 128 + signal_number
 
 
 def _free_port() -> int:

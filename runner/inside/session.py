@@ -75,8 +75,10 @@ class Session:
         self.optimizer = optimizer
         self._lrs = [group["lr"] for group in optimizer.param_groups]
         if self.ranks.world_size > 1:
+            self.watch.wait()
             # DDP gives every rank the weights of rank 0, and averages the gradients.
             self.model = DistributedDataParallel(self.module, gradient_as_bucket_view=True)
+        self.watch.arm()
         if self.ranks.is_first:
             self._start(read_back)
         # From here on each rank draws its own numbers, for dropout and the like.

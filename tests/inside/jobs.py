@@ -32,8 +32,8 @@ def model(config, data):
     return nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 3))
 
 def optimizer(config, model):
-    kind, fused = config["optim"]["kind"], config["optim"]["fused"]
-    return getattr(torch.optim, kind)(model.parameters(), lr=config["optim"]["lr"], **({"fused": True} if fused else {}))
+    kind, fused = getattr(torch.optim, config["optim"]["kind"]), config["optim"]["fused"]
+    return kind(model.parameters(), lr=config["optim"]["lr"], fused=fused)
 
 def batch(config, data, draws):
     inputs = data[0][draws.ids] + draws.integers("noise", 8)[:, None] / 64

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from inside.jobs import make_spec, run
 from runner.inside import trace
 from runner.inside.digests import digest_of_file, digest_of_tensors
-from tests.inside.jobs import make_spec, run
 
 
 @pytest.mark.parametrize(
@@ -143,14 +143,13 @@ def test_data_that_is_not_as_pinned_is_refused_and_named(tmp_path: Path) -> None
 
 def test_a_setting_that_is_not_as_pinned_is_refused_and_named(tmp_path: Path) -> None:
     spec = make_spec(determinism__level="portable-v3")
-    ran = run(tmp_path, spec, environment={"OMP_NUM_THREADS": "2", "MKL_CBWR": "AUTO"})
+    ran = run(tmp_path, spec, environment={"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "2"})
     assert ran.exit_code == 2
     assert ran.error() == (
-        "error: level portable-v3: 4 settings are not as pinned\n"
-        "  variable MKL_CBWR is 'AUTO', pinned is 'COMPATIBLE'\n"
+        "error: level portable-v3: 3 settings are not as pinned\n"
+        "  variable ATEN_CPU_CAPABILITY is 'default', pinned is 'avx2'\n"
         "  variable OMP_NUM_THREADS is '2', pinned is '1'\n"
-        "  threads is 2, pinned is 1\n"
-        "  mkl_branch is 2, pinned is 3\n"
+        "  aten is 'DEFAULT', pinned is 'AVX2'\n"
     )
 
 
@@ -172,7 +171,7 @@ def test_an_optimizer_that_a_portable_level_cannot_keep_is_refused(tmp_path: Pat
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     ran = run(tmp_path, make_spec(config__optim__kind="SGD", config__optim__fused=False, config__optim__lr=1e38))
     assert ran.exit_code == 2
-    assert ran.error() == "error: the loss is nan at step 3: the training has diverged\n"
+    assert ran.error() == "error: the loss is nan at step 2: the training has diverged\n"
 
 
 def test_samples_that_cannot_be_shared_equally_are_refused(tmp_path: Path) -> None:

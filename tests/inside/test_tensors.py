@@ -1,12 +1,12 @@
 """Digests, randomness, schedule, trace and ResNet-50, as values."""
 
+import importlib
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from experiments import resnet50
 from runner.inside import trace
 from runner.inside.digests import digest_of_tensors
 from runner.inside.schedule import scale_at
@@ -128,6 +128,7 @@ def test_a_trace_that_was_cut_short_is_refused(tmp_path: Path) -> None:
 
 
 def test_resnet50_has_the_parameters_that_published_weights_have() -> None:
+    resnet50 = importlib.import_module("experiments.resnet50")
     with torch.device("meta"):
         network = resnet50.ResNet50(classes=1000, in_channels=3)
     names = list(network.state_dict())
