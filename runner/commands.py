@@ -61,7 +61,12 @@ def show(argv: Sequence[str]) -> int:
 def logs(argv: Sequence[str]) -> int:
     """Print what a run printed."""
     run_id, follow = arguments.logs_arguments(argv)
-    follow_log(_runs(), run_id, follow=follow, write=sys.stdout.write)
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    follow_log(_runs(), run_id, follow=follow, write=write)
     return 0
 
 

@@ -68,6 +68,8 @@ def _environment(spec: RunSpec, conduct: Conduct) -> dict[str, str]:
     environment = {
         "HOME": "/tmp",  # noqa: S108, the container's own
         "LC_ALL": "C.UTF-8",
+        # Threads that spin while they wait take the cores from those they wait for, as soon as anything else runs.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "PATH": _PATH,
         "PYTHONNOUSERSITE": "1",
         "PYTHONUNBUFFERED": "1",

@@ -9,7 +9,7 @@ from pathlib import Path
 from runner.container import Conduct, Places, container_request
 from runner.engines.request import Container, Engine, Outcome
 from runner.errors import XrunError
-from runner.outputs import Completion, EventReader, collect, failure
+from runner.outputs import Completion, EventReader, collect, fact_of, failure
 from runner.record import Record, Started, Status, timestamp
 from runner.spec import RunSpec
 from runner.store import RunFolder, RunStore
@@ -145,6 +145,7 @@ def _stop(container: Container) -> None:
 
 def _record(job: Job, folder: RunFolder, ending: _Ending, begun_s: float) -> Record:
     completion = ending.completion
+    log = {folder.log.name: fact_of(folder.log)} if folder.log.exists() else {}
     return Record(
         **job.started.facts(),
         id=folder.id,
@@ -153,7 +154,7 @@ def _record(job: Job, folder: RunFolder, ending: _Ending, begun_s: float) -> Rec
         message=ending.message,
         fingerprint=completion.fingerprint if completion else None,
         metrics=completion.metrics if completion else {},
-        files=completion.files if completion else {},
+        files=(completion.files if completion else {}) | log,
         finished_at=timestamp(time.time()),
         duration_s=round(time.monotonic() - begun_s, 3),
     )
