@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from runner.errors import ConfigError
 
@@ -71,6 +71,35 @@ def lock_arguments(argv: Sequence[str]) -> LockArguments:
     parser.add_argument("--offline", action="store_true")
     words = vars(parser.parse_intermixed_args(list(argv)))
     return LockArguments(**words | {"overrides": tuple(words["overrides"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayArguments:
+    """Options of `xrun replay`."""
+
+    run: str
+    engine: Literal["auto", "docker", "embedded", "host"]
+    keep_going: bool
+    offline: bool
+
+
+def replay_arguments(argv: Sequence[str]) -> ReplayArguments:
+    """Read the words of `xrun replay`. Raises ConfigError."""
+    parser = _parser("replay")
+    parser.add_argument("run")
+    parser.add_argument("--engine", choices=("auto", "docker", "embedded", "host"), default="auto")
+    parser.add_argument("--keep-going", action="store_true")
+    parser.add_argument("--offline", action="store_true")
+    return ReplayArguments(**vars(parser.parse_args(list(argv))))
+
+
+def trace_arguments(argv: Sequence[str]) -> tuple[str, int | None]:
+    """Read the words of `xrun trace`: the run, and the one step that is asked for. Raises ConfigError."""
+    parser = _parser("trace")
+    parser.add_argument("run")
+    parser.add_argument("--step", type=int)
+    words = parser.parse_args(list(argv))
+    return words.run, words.step
 
 
 def list_arguments(argv: Sequence[str]) -> bool:

@@ -19,6 +19,8 @@ Commands:
   ls                        list runs
   show   <run-id>           show one run
   logs   <run-id> [-f]      print what a run printed
+  replay <run-id>           run it again from its stored spec and source; compare every step
+  trace  <run-id>           print what each step computed
   image  build|ls|verify    build, list, deep-check images
 
 Run options:
@@ -31,7 +33,12 @@ Run options:
 Lock options:
   --check        fail unless the lock is up to date; write nothing
   --upgrade [image]     move every pin, or the image's alone, to the newest
+Replay options:
+  --engine auto|docker|embedded|host
+  --keep-going   do not stop at the first difference
+  --offline      touch no network
 Other options:
+  --step N       (trace) one step, with the digest of each tensor that it looked at
   --json         (ls, show) for scripts
   -sc install=bash|zsh|fish     tab completion: eval "$(xrun -sc install=bash)"
   --help, --version

@@ -70,6 +70,21 @@ def logs(argv: Sequence[str]) -> int:
     return 0
 
 
+def replay(argv: Sequence[str]) -> int:
+    """Run a run again and compare every step."""
+    from runner.replay_command import replay_run  # noqa: PLC0415, as above
+
+    return replay_run(_workshop(), arguments.replay_arguments(argv), tuple(argv))
+
+
+def trace(argv: Sequence[str]) -> int:
+    """Print what each step of a run computed."""
+    from runner.trace_command import print_trace  # noqa: PLC0415, as above
+
+    print_trace(_runs(), *arguments.trace_arguments(argv), sys.stdout.write)
+    return 0
+
+
 def _runs() -> RunStore:
     return RunStore(find_project(Path.cwd()).runs)
 
@@ -107,5 +122,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "ls": ls,
     "show": show,
     "logs": logs,
+    "replay": replay,
+    "trace": trace,
     "image": image,
 }

@@ -7,11 +7,14 @@ XrunError
 ├── ImageError     4   the pinned image, package or data cannot be had, or is not what was pinned
 ├── EngineError    5   no engine can run the request on this machine
 ├── HardwareError  6   this machine misses what the lock requires
-└── StoreError     7   the store or a run in it is damaged, full or unknown
+├── StoreError     7   the store or a run in it is damaged, full or unknown
+└── ReplayFailed  12   a replay could not run to an end
 
-10 to 12 belong to replay's verdicts, 70 is a bug in xrun, 130 is Ctrl-C, 143 is SIGTERM.
+10 is a replay that diverged, 11 one that could prove nothing, 70 is a bug in xrun, 130 is Ctrl-C, 143 is SIGTERM.
 """
 
+EXIT_DIVERGED = 10
+EXIT_NOT_COMPARABLE = 11
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
@@ -72,3 +75,9 @@ class StoreError(XrunError):
     """The store or a run in it is damaged, full or unknown."""
 
     exit_code = 7
+
+
+class ReplayFailed(XrunError):
+    """A replay could not run to an end, so it says nothing of the run."""
+
+    exit_code = 12

@@ -35,14 +35,16 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watcher:
-    """What looks on while a run runs. Nothing here may fail or slow it."""
+    """What looks on while a run runs. Nothing here may fail it, and nothing but `look` end it."""
 
     begin: Callable[[RunFolder, int | None], None]
     """Called with the run's folder and its first process when the container has started."""
     event: Callable[[dict[str, object]], None]
     """Called with each event that the container wrote."""
     end: Callable[[Record], Record]
-    """Called with the record before it is committed; may add where the run was tracked."""
+    """Called with the record before it is committed; may add where the run was tracked, and a replay's verdict."""
+    look: Callable[[], str] = str
+    """Called several times a second; returns why the run should be stopped, or nothing."""
 
 
 def execute(job: Job, *, engine: Engine, store: RunStore, watcher: Watcher) -> Record:
@@ -98,13 +100,17 @@ def _supervise(job: Job, folder: RunFolder, container: Container, watcher: Watch
     events = EventReader(folder.out)
     begun_s = last_event_s = time.monotonic()
     outcome = None
-    overdue = ""
-    while outcome is None and not overdue:
+    overdue = enough = ""
+    while outcome is None and not overdue and not enough:
         outcome = container.wait(_POLL_S)
         for event in events.read():
             last_event_s = time.monotonic()
             watcher.event(event)
+        enough = watcher.look()
         overdue = _overdue(job, time.monotonic() - begun_s, time.monotonic() - last_event_s)
+    if outcome is None and enough:
+        container.stop(_GRACE_S)
+        return _Ending(status="interrupted", exit_code=None, message=enough)
     if outcome is None:
         container.stop(_GRACE_S)
         return _Ending(status="timeout", exit_code=None, message=overdue)

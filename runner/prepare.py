@@ -130,11 +130,11 @@ def _recipe(name: str, workshop: Workshop) -> tuple[Recipe, Pins]:
     return recipe, read_pins(recipe, folder)
 
 
-def make_ready(pin: ImagePin, workshop: Workshop, relock: str, *, offline: bool) -> None:
+def make_ready(pin: ImagePin, workshop: Workshop, hint: str, *, offline: bool) -> None:
     """Have exactly a pinned image here, as far as it is made here: a registry's image is its engine's to pull.
 
-    Raises ImageError where it cannot be had, LockError where the recipe is no longer the pinned one; `relock` is
-    the command that pins anew.
+    Raises ImageError where it cannot be had, LockError where the recipe is no longer the pinned one; `hint` is
+    the command that helps then.
     """
     if pin.source == "registry" or workshop.images.has(pin):
         return
@@ -143,12 +143,14 @@ def make_ready(pin: ImagePin, workshop: Workshop, relock: str, *, offline: bool)
         return
     recipe, pins = _recipe(pin.ref, workshop)
     if recipe_digest(recipe, pins) != pin.recipe_digest:
-        raise LockError(f"images/{pin.ref} is no longer the recipe that the lock pins", hint=relock)
+        raise LockError(
+            f"image {pin.name} ({pin.digest}) is not here, and images/{pin.ref} is no longer its recipe", hint=hint
+        )
     if offline:
         raise ImageError(f"image {pin.name} ({pin.digest}) is not here, and --offline forbids to fetch its packages")
     built = build_image(recipe, pins, workshop.images, workshop.home, workshop.say).pin
     if (built.manifest, built.config, built.diff_ids) != (pin.manifest, pin.config, pin.diff_ids):
-        raise ImageError(f"images/{pin.ref} builds {built.manifest}; the lock pins {pin.manifest}", hint=relock)
+        raise ImageError(f"images/{pin.ref} builds {built.manifest}; pinned is {pin.manifest}", hint=hint)
 
 
 def data_folder(recipe_name: str, data: Mapping[str, Mapping[str, str]], workshop: Workshop) -> Path:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, TypeVar
 
 from runner.canonical import canonical_bytes, digest_of_value, is_digest
+from runner.config import Scheduler, Tracking
+from runner.engines.request import Limits
 from runner.parse import Mistake, ParseError, Scalar, parse, plain
 
 VERSION = 1
@@ -38,6 +40,32 @@ class Tracked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Conducted:
+    """How a run was conducted, so that a replay is conducted alike; none of it decides bits."""
+
+    limits: Limits
+    tracking: Tracking
+    scheduler: Scheduler
+    data_recipe: str | None
+    """Recipe whose data sets were mounted; None where the image holds its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a replay proved, in one line, and where it parted from the run."""
+
+    result: Literal["identical", "diverged"]
+    message: str
+    step: int | None = None
+    """The first step that differs; 0 for what is before the first step."""
+    ranks: tuple[int, ...] = ()
+    """Whose own part of that step differs."""
+    channel: str | None = None
+    """The first thing that differs, in the order of cause and effect: a channel of the trace, or a file."""
+    tensor: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
     """What is known of a run before its container exists."""
 
@@ -58,6 +86,7 @@ class Started:
     """UTC, as `timestamp` writes it."""
     host: dict[str, Scalar]
     """Name, CPU, kernel, driver: recorded, never compared."""
+    conducted: Conducted | None = None
     replay_of: str | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -80,6 +109,8 @@ class Record(Started):
     finished_at: str
     duration_s: float
     wandb: Tracked | None = None
+    verdict: Verdict | None = None
+    """Of a replay that found out."""
     files: dict[str, FileFact] = field(default_factory=dict)
     """Path relative to the run's folder -> what was there at the end."""
 

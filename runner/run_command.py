@@ -1,39 +1,29 @@
 """`xrun experiment=…`: from the words on the command line to a run's record, and what is printed of it."""
 
-import importlib.metadata
-import os
-import secrets
-import socket
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from runner import machine
 from runner.arguments import RunArguments
 from runner.conf.compose import compose
 from runner.conf.words import show_config, show_info
 from runner.config import Config
-from runner.container import DATA, OUT, SOURCE, SPEC, Conduct, limits_of
-from runner.engines.request import Engine
+from runner.container import DATA, OUT, SOURCE, SPEC, limits_of
 from runner.engines.select import pick
 from runner.errors import RunFailed
-from runner.execute import Job, Watcher, execute
+from runner.execute import execute
+from runner.launch import Launch, job, watcher
 from runner.lock import Lock
 from runner.locking import Use, changes, load, lock_for_run, recorded, relock, save
 from runner.machine import Machine
-from runner.outputs import Event
-from runner.parse import Scalar
-from runner.prepare import Workshop, data_folder, make_ready, pin_image
-from runner.progress import Progress
-from runner.record import Record, Started, timestamp
+from runner.prepare import Workshop, make_ready, pin_image
+from runner.record import Conducted, Record
 from runner.resolve import run_spec
 from runner.source import Source, snapshot
 from runner.spec import RunSpec
 from runner.store import RunStore
-from runner.tracking import Tracker
 
 _SELECTIONS = ("experiment", "hardware", "image")
 
@@ -53,11 +43,14 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
         sys.stdout.write(_described(plan))
         return 0
     engine = pick(plan.config.engine, workshop.images)
-    job = _job(plan, engine, workshop, argv, offline=words.offline)
+    if engine.name != "host":
+        make_ready(plan.spec.image, workshop, _relock(plan.lock), offline=words.offline)
+    launch = _launch(plan, argv)
+    run = job(launch, engine, workshop)
     image = "no image" if engine.name == "host" else f"image {plan.spec.image.name} {plan.spec.image.digest}"
     workshop.say(f"{image}, engine {engine.name}, level {plan.spec.determinism.level}")
-    watcher = _watcher(plan.config, job)
-    record = execute(job, engine=engine, store=RunStore(workshop.project.runs), watcher=watcher)
+    store = RunStore(workshop.project.runs)
+    record = execute(run, engine=engine, store=store, watcher=watcher(launch, run.started))
     return _report(record, workshop.say)
 
 
@@ -103,72 +96,27 @@ def _lock(workshop: Workshop, words: RunArguments, base: Config, config: Config)
     return lock
 
 
-def _job(plan: _Plan, engine: Engine, workshop: Workshop, argv: tuple[str, ...], *, offline: bool) -> Job:
-    config, spec = plan.config, plan.spec
-    if engine.name != "host":
-        make_ready(spec.image, workshop, _relock(plan.lock), offline=offline)
-    gpus = machine.leasable(plan.lock.hardware, plan.here)[: plan.lock.hardware.gpu_count]
-    conduct = Conduct(
-        nonce=secrets.token_hex(16),
-        log_every_steps=config.tracking.log_every_steps,
-        hang_timeout_s=config.scheduler.hang_timeout_s,
+def _launch(plan: _Plan, argv: tuple[str, ...]) -> Launch:
+    config = plan.config
+    conducted = Conducted(
         limits=limits_of(config.hardware),
-        gpus=tuple(gpu.uuid for gpu in gpus),
+        tracking=config.tracking,
+        scheduler=config.scheduler,
+        data_recipe=config.image.data_recipe,
     )
-    return Job(
-        spec=spec,
-        started=_started(plan, engine, argv),
-        source=plan.source.folder,
-        data=_data(plan, engine, workshop),
-        conduct=conduct,
-        timeout_s=config.scheduler.timeout_s,
+    return Launch(
+        spec=plan.spec,
+        source=plan.source,
+        conducted=conducted,
+        here=plan.here,
+        argv=argv,
+        overrides=plan.overrides,
+        lock_digest=plan.lock.digest,
     )
 
 
 def _relock(lock: Lock) -> str:
     return f"xrun lock experiment={lock.experiment} hardware={lock.hardware_name}"
-
-
-def _data(plan: _Plan, engine: Engine, workshop: Workshop) -> Path | None:
-    """Return the folder of data sets that is mounted, None where the image holds them."""
-    image = plan.config.image
-    if not plan.spec.data or (image.data_recipe is None and engine.name != "host"):
-        return None
-    return data_folder(image.data_recipe or image.ref, plan.spec.data, workshop)
-
-
-def _started(plan: _Plan, engine: Engine, argv: tuple[str, ...]) -> Started:
-    host: dict[str, Scalar] = {**machine.recorded(plan.here), "name": socket.gethostname(), "uid": os.getuid()}
-    if engine.name == "host":
-        host["environment"] = "not pinned by an image"
-    return Started(
-        xrun=importlib.metadata.version("xrun"),
-        engine=engine.name,
-        level=plan.spec.determinism.level,
-        spec_digest=plan.spec.digest,
-        lock_digest=plan.lock.digest,
-        image_digest=plan.spec.image.digest,
-        source=plan.source.digest,
-        overrides=plan.overrides,
-        argv=("xrun", *argv),
-        started_at=timestamp(time.time()),
-        host=host,
-    )
-
-
-def _watcher(config: Config, job: Job) -> Watcher:
-    progress = Progress(sys.stderr)
-    tracker = Tracker(config.tracking, job.spec, job.started, os.environ, progress.say)
-
-    def event(happened: Event) -> None:
-        progress.event(happened)
-        tracker.look()
-
-    def end(record: Record) -> Record:
-        progress.close()
-        return tracker.end(record)
-
-    return Watcher(begin=tracker.begin, event=event, end=end)
 
 
 def _described(plan: _Plan) -> str:
@@ -197,5 +145,5 @@ def _report(record: Record, say: Callable[[str], None]) -> int:
     lines += [f"{name:<12} {value:.4f}" for name, value in sorted(record.metrics.items()) if isinstance(value, float)]
     lines += [f"fingerprint  {record.fingerprint}"]
     sys.stdout.write("\n".join(lines) + "\n")
-    say(f"\nnext:\n  xrun show {record.id}\n  xrun logs {record.id}\n  xrun ls")
+    say(f"\nnext:\n  xrun replay {record.id}\n  xrun show {record.id}\n  xrun logs {record.id}\n  xrun ls")
     return 0

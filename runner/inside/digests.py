@@ -34,11 +34,11 @@ def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         content.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode("ascii") + b"\n")
-        content.update(_raw_bytes(tensor))
+        content.update(raw_bytes(tensor))
     return "sha256:" + content.hexdigest()
 
 
-def _raw_bytes(tensor: torch.Tensor) -> bytes | ctypes.Array[ctypes.c_char]:
+def raw_bytes(tensor: torch.Tensor) -> bytes | ctypes.Array[ctypes.c_char]:
     """Return a tensor's memory without a copy. By address, because NumPy knows no bfloat16 and may be missing."""
     size = tensor.numel() * tensor.element_size()
     return (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b""

@@ -14,6 +14,8 @@ import torch
 from torch import distributed
 from torch.nn import functional
 
+from runner.inside.refusal import Refused
+
 if TYPE_CHECKING:
     from runner.inside.job import Job
 
@@ -37,6 +39,11 @@ class Ranks(NamedTuple):
         """Rank 0 writes what is written once."""
         return self.rank == 0
 
+    @property
+    def device_name(self) -> str:
+        """What the device calls itself."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in the order of ranks, on every rank."""
         if self.world_size == 1:
@@ -46,6 +53,13 @@ class Ranks(NamedTuple):
         sizes = [int(size) for size in self.gather_number(torch.tensor(float(len(content)), dtype=torch.float64))]
         parts = self._gather(functional.pad(content, (0, max(sizes) - len(content))))
         return [pickle.loads(bytes(part[:size].tolist())) for part, size in zip(parts, sizes)]  # noqa: S301, our ranks
+
+    def require_equal(self, weights: str) -> None:
+        """Raise Refused unless all ranks have weights of the same digest."""
+        first, *others = self.gather(weights)
+        for rank, digest in enumerate(others, 1):
+            if digest != first:
+                raise Refused(f"rank {rank} ends with other weights than rank 0: {digest}, not {first}")
 
     def gather_number(self, number: torch.Tensor) -> list[float]:
         """Return every rank's float64 number, in the order of ranks, on every rank."""

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from runner.inside import checkpoint, files, knobs, optimizers, schedule, seeding, trace
 from runner.inside.digests import digest_of_tensors
 from runner.inside.precision import Precision
+from runner.inside.recorder import Recorder
 from runner.inside.refusal import Refused
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ class Session:
             # DDP gives every rank the weights of rank 0, and averages the gradients.
             self.model = DistributedDataParallel(self.module, gradient_as_bucket_view=True)
         self.watch.arm()
+        self._trace = self._open.enter_context(Recorder(self.job, self.ranks, self.module, optimizer, read_back))
+        if self.ranks.world_size > 1:
+            self.model.register_comm_hook(None, lambda _state, bucket: self._trace.average(bucket))
         if self.ranks.is_first:
             self._start(read_back)
         # From here on each rank draws its own numbers, for dropout and the like.
@@ -86,15 +90,13 @@ class Session:
         return self.model, optimizer
 
     def _start(self, read_back: Mapping[str, object]) -> None:
-        facts = {"torch": torch.__version__, "knobs": read_back}
         self._events = self._open.enter_context(files.Events(self.job.out / "events.jsonl"))
-        weights = digest_of_tensors(self.module.state_dict())
-        self._trace = self._open.enter_context(trace.Writer(self.job.out / "trace.bin", weights, facts))
         self._events.write(
             "start",
-            **facts,
+            torch=torch.__version__,
+            knobs=read_back,
             threads=torch.get_num_threads(),
-            device=_device_name(self.ranks.device),
+            device=self.ranks.device_name,
             parameters=sum(parameter.numel() for parameter in self.module.parameters()),
         )
         self._logged_at = time.monotonic()
@@ -106,6 +108,7 @@ class Session:
             scale = schedule.scale_at(step, self.training["steps"], self.config["schedule"])
             for group, lr in zip(self.optimizer.param_groups, self._lrs):
                 group["lr"] = lr * scale
+            self._trace.begin(step)
             yield step
 
     def micro_batches(self, sampler: seeding.Sampler) -> Iterator[seeding.Draws]:
@@ -115,7 +118,9 @@ class Session:
         for index in range(count):
             # Ranks speak to each other in the backward pass of the last micro-batch only.
             self.model.require_backward_grad_sync = index == count - 1
-            yield sampler.draws(first + index * self.micro_batch_size, self.micro_batch_size)
+            draws = sampler.draws(first + index * self.micro_batch_size, self.micro_batch_size)
+            self._trace.see_samples(draws)
+            yield draws
 
     def autocast(self) -> torch.autocast:
         """Return the context of the forward pass and the loss, in the run's precision."""
@@ -123,6 +128,8 @@ class Session:
 
     def to_device(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return a batch on this rank's device."""
+        if self.module.training:
+            self._trace.see_batch(batch)
         return tuple(tensor.to(self.ranks.device, non_blocking=True) for tensor in batch)
 
     def backward(self, loss: Tensor) -> None:
@@ -134,6 +141,7 @@ class Session:
     def step(self) -> None:
         """Update the weights with the gradients of all micro-batches and ranks, and record the step."""
         scaler, clip_norm = self.precision.scaler, self.training.get("clip_norm")
+        self._trace.see_gradients()
         scaler.unscale_(self.optimizer)
         norm = None if clip_norm is None else torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip_norm)
         scaler.step(self.optimizer)
@@ -142,15 +150,14 @@ class Session:
         losses = self.ranks.gather_number(self._loss)
         self._last_loss = math.fsum(losses) / len(losses)
         self._loss.zero_()
+        self._trace.end(losses[self.ranks.rank], None if norm is None else norm.item(), scaler)
         self.watch.arm()
         if self.ranks.is_first:
-            self._record(norm)
+            self._report(norm)
         if not math.isfinite(self._last_loss):
             raise Refused(f"the loss is {self._last_loss} at step {self._step}: the training has diverged")
 
-    def _record(self, norm: Tensor | None) -> None:
-        lr = float(self.optimizer.param_groups[0]["lr"])
-        self._trace.write(self._step, self._last_loss, lr)
+    def _report(self, norm: Tensor | None) -> None:
         steps, every = self.training["steps"], self.job.log_every_steps
         if self._step % every and self._step not in (1, steps):
             return
@@ -164,7 +171,7 @@ class Session:
             step=self._step,
             steps=steps,
             loss=_finite(self._last_loss),
-            lr=lr,
+            lr=float(self.optimizer.param_groups[0]["lr"]),
             samples_per_s=samples / max(now - self._logged_at, 1e-9),
             **{name: _finite(float(value)) for name, value in extra.items()},
         )
@@ -205,16 +212,17 @@ class Session:
         knobs.verify(self.job.spec)
         self.share_buffers()
         weights = digest_of_tensors(self.module.state_dict())
-        _require_equal(self.ranks.gather(weights))
+        self.ranks.require_equal(weights)
         self.watch.close()
-        self.ranks.gather(None)
+        if self.ranks.is_first:
+            self._events.write("end", step=self._step)
+        self._open.close()
+        chains = self.ranks.gather(self._trace.chain)
         if not self.ranks.is_first:
             return
-        self._events.write("end", step=self._step)
-        self._open.close()
         done = {
             "nonce": self.job.nonce,
-            "fingerprint": trace.fingerprint(self._trace.chain, weights),
+            "fingerprint": trace.fingerprint(chains, weights),
             "weights": weights,
             "steps": self._step,
             "metrics": {**metrics, "train_loss": self._last_loss},
@@ -231,16 +239,6 @@ def _micro_batch_size(training: Mapping[str, Any], world_size: int) -> int:
             hint=f"training.batch_size={-(-batch_size // parts) * parts}",
         )
     return int(batch_size // parts)
-
-
-def _require_equal(weights: list[str]) -> None:
-    for rank, digest in enumerate(weights):
-        if digest != weights[0]:
-            raise Refused(f"rank {rank} ends with other weights than rank 0: {digest}, not {weights[0]}")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _finite(number: float) -> float | None:

@@ -1,113 +1,208 @@
-"""The trace: what a run computed, one fixed-size record a step, chained.
+"""The trace: what each step of a rank computed, one fixed-size record a step, chained. Described in docs/trace.md.
 
-Format, version 1: one line of JSON, then records of 56 bytes, little-endian:
-step u64, loss f64, learning rate f64 (their exact bits), chain (32 bytes).
-    first chain = sha256(MAGIC || sha256 of the initial weights)
-    chain       = sha256(previous chain || the record's other 24 bytes)
-    fingerprint = sha256(last chain || sha256 of the final weights)
 Two equal chains mean two equal histories up to that step. Nothing but training content enters a chain.
-Uses the standard library only: the host reads traces with this module, too.
+Standard library only and no files: the container writes traces with this module, the host reads them with it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-    from typing import Self
+    from collections.abc import Mapping, Sequence
 
-VERSION = 1
-MAGIC = b"xrun trace 1\n"
-_VALUES = struct.Struct("<Qdd")
-_CHAIN_BYTES = hashlib.sha256().digest_size
-RECORD_BYTES = _VALUES.size + _CHAIN_BYTES
+FORMAT = "xrun-trace"
+VERSION = 2
+MAGIC = b"xrun trace 2\n"
+DIGEST = "sha256/8"
+WORD_BYTES = 8
+CHAIN_BYTES = 32
+NOTHING = bytes(WORD_BYTES)
+
+# In the order of cause and effect: what differs first is nearest to the cause.
+CHANNELS = (
+    "sample_ids",
+    "batch",
+    "rng_before",
+    "weights_before",
+    "output",
+    "loss",
+    "local_grad",
+    "reduced_grad",
+    "grad_norm",
+    "scale",
+    "growth",
+    "lr",
+    "settings",
+    "optimizer",
+    "buffers",
+    "weights",
+)
+REALS = frozenset({"loss", "grad_norm", "scale", "lr"})
+# These look at one slice of the tensors a step, and also write a digest of each tensor in it.
+SLICED = ("weights_before", "local_grad", "reduced_grad", "optimizer", "buffers", "weights")
+
+# A step digests about this much of the weights, so that it costs under a hundredth of most steps.
+_SLICE_BYTES = 1 << 20
+_SLICES_CAP = 32
+_TENSORS_CAP = 1_000_000
 
 
 class TraceError(Exception):
     """A trace is cut short, of another version, or its chain does not hold."""
 
 
+class Tensor(NamedTuple):
+    """A parameter or buffer of the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    slice: int
+    """The slice that it is in: looked at in the steps whose number, modulo the slices, is this."""
+
+
+class Header(NamedTuple):
+    """What a trace says once."""
+
+    level: str
+    rank: int
+    world_size: int
+    torch: str
+    knobs: Mapping[str, Any]
+    """Settings as the libraries themselves reported them."""
+    weights: str
+    """Digest of the initial weights and buffers."""
+    slices: int
+    parameters: tuple[Tensor, ...]
+    buffers: tuple[Tensor, ...]
+
+    def line(self) -> bytes:
+        """Return the trace's first line."""
+        content = {"format": FORMAT, "version": VERSION, "digest": DIGEST, "channels": CHANNELS, **self._asdict()}
+        return json.dumps(content, sort_keys=True).encode("ascii") + b"\n"
+
+    def looked_at(self, channel: str, step: int) -> list[Tensor]:
+        """Return the tensors whose digests a step's record holds, in the order of the model."""
+        tensors = self.buffers if channel == "buffers" else self.parameters
+        return [tensor for tensor in tensors if tensor.slice == step % self.slices]
+
+
+class Layout(NamedTuple):
+    """Where a record's words are; the same for all records of a trace."""
+
+    widths: tuple[int, ...]
+    """Words of each sliced channel: as many as its fullest slice has tensors."""
+
+    @property
+    def content_bytes(self) -> int:
+        """Size of a record without its chain."""
+        return WORD_BYTES * (1 + len(CHANNELS) + sum(self.widths))
+
+    @property
+    def record_bytes(self) -> int:
+        """Size of a record."""
+        return self.content_bytes + CHAIN_BYTES
+
+
 class Record(NamedTuple):
     """One step. The chain says that every step before it had these bits, too."""
 
     step: int
-    loss: float
-    lr: float
+    channels: Mapping[str, bytes]
+    """Channel -> eight bytes: a digest's first, or a number's."""
+    tensors: Mapping[str, tuple[bytes, ...]]
+    """Sliced channel -> digest of each tensor that the step looked at."""
     chain: bytes
 
-
-class Trace(NamedTuple):
-    """A trace read back whole. `header` has what the process read back of its own settings."""
-
-    header: Mapping[str, object]
-    records: list[Record]
+    def number(self, channel: str) -> float:
+        """Return a channel that is a number."""
+        return float(struct.unpack("<d" if channel in REALS else "<Q", self.channels[channel])[0])
 
 
-class Writer:
-    """Appends one record a step; each is on disk when the call returns, but for the system's own buffers."""
-
-    def __init__(self, path: Path, weights: str, header: Mapping[str, object]) -> None:
-        self.chain = _link(MAGIC, _raw(weights))
-        self._file = path.open("wb", buffering=0)
-        line = json.dumps({**header, "format": "xrun-trace", "version": VERSION, "weights": weights}, sort_keys=True)
-        self._file.write(line.encode("ascii") + b"\n")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def write(self, step: int, loss: float, lr: float) -> None:
-        """Append the record of a step."""
-        values = _VALUES.pack(step, loss, lr)
-        self.chain = _link(self.chain, values)
-        self._file.write(values + self.chain)
+def file_name(rank: int) -> str:
+    """Return the name of a rank's trace in the run's folder."""
+    return f"trace-rank{rank}.bin"
 
 
-def fingerprint(chain: bytes, weights: str) -> str:
-    """Return the fingerprint of a run: its chain's head, closed with the digest of its final weights."""
-    return "sha256:" + _link(chain, _raw(weights)).hex()
+def layout(header: Header) -> Layout:
+    """Return where the words of a trace's records are."""
+    return Layout(tuple(_fullest(header, channel) for channel in SLICED))
 
 
-def read(path: Path) -> Trace:
-    """Read a trace and check every link of its chain. Raises TraceError."""
-    content = path.read_bytes()
-    line, _, records = content.partition(b"\n")
-    header = _header(path, line)
-    if len(records) % RECORD_BYTES:
-        raise TraceError(f"{path.name} is cut short: {len(records) % RECORD_BYTES} bytes after the last whole record")
-    chain = _link(MAGIC, _raw(str(header["weights"])))
-    trace = Trace(header, [])
-    for at in range(0, len(records), RECORD_BYTES):
-        values = records[at : at + _VALUES.size]
-        chain = _link(chain, values)
-        step, loss, lr = _VALUES.unpack(values)
-        record = Record(step, loss, lr, records[at + _VALUES.size : at + RECORD_BYTES])
-        if record.chain != chain:
-            raise TraceError(f"{path.name} has been edited: the chain breaks at step {record.step}")
-        trace.records.append(record)
-    return trace
+def _fullest(header: Header, channel: str) -> int:
+    counts = [0] * header.slices
+    for tensor in header.buffers if channel == "buffers" else header.parameters:
+        counts[tensor.slice] += 1
+    return max(counts)
 
 
-def _header(path: Path, line: bytes) -> Mapping[str, object]:
-    try:
-        header = json.loads(line)
-    except ValueError:
-        raise TraceError(f"{path.name} is not a trace: its first line is not JSON") from None
-    if not isinstance(header, dict) or header.get("format") != "xrun-trace" or header.get("version") != VERSION:
-        raise TraceError(f"{path.name} is not a trace of version {VERSION}")
-    return header
+def slices_for(weights_bytes: int) -> int:
+    """Return into how many slices a model is cut: 1, everything every step, where it is small."""
+    return max(1, min(_SLICES_CAP, weights_bytes // _SLICE_BYTES))
 
 
-def _link(previous: bytes, content: bytes) -> bytes:
+def sliced(sizes: Sequence[int], slices: int) -> list[int]:
+    """Return the slice of each tensor, so that slices are about equal in bytes and not too unlike in number."""
+    mean = sum(sizes) // max(len(sizes), 1)
+    lightest = [(0, number) for number in range(slices)]
+    places = [0] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
+        weight, number = heapq.heappop(lightest)
+        places[index] = number
+        # Each tensor also counts as an average one: a digest of few bytes is not free, and has a place in the record.
+        heapq.heappush(lightest, (weight + sizes[index] + mean, number))
+    return places
+
+
+def word(number: float, *, real: bool = True) -> bytes:
+    """Return a number's bits as a channel holds them."""
+    return struct.pack("<d", number) if real else struct.pack("<Q", int(number))
+
+
+def digest_of(words: Sequence[bytes]) -> bytes:
+    """Return the digest of digests."""
+    return hashlib.sha256(b"".join(words)).digest()[:WORD_BYTES]
+
+
+def pack(place: Layout, step: int, channels: Mapping[str, bytes], tensors: Mapping[str, Sequence[bytes]]) -> bytes:
+    """Return a record without its chain."""
+    rows = [b"".join(tensors[name]).ljust(width * WORD_BYTES, b"\0") for name, width in zip(SLICED, place.widths)]
+    return b"".join([struct.pack("<Q", step), *(channels[name] for name in CHANNELS), *rows])
+
+
+def unpack(header: Header, place: Layout, data: bytes) -> Record:
+    """Read a record. Raises TraceError if it has another size."""
+    if len(data) != place.record_bytes:
+        raise TraceError(f"it is cut short: a record has {place.record_bytes} bytes, here are {len(data)}")
+    (step,) = struct.unpack_from("<Q", data)
+    words = [data[at : at + WORD_BYTES] for at in range(WORD_BYTES, place.content_bytes, WORD_BYTES)]
+    at, tensors = len(CHANNELS), {}
+    for name, width in zip(SLICED, place.widths):
+        tensors[name] = tuple(words[at : at + len(header.looked_at(name, step))])
+        at += width
+    return Record(step, dict(zip(CHANNELS, words)), tensors, data[place.content_bytes :])
+
+
+def first_link(weights: str) -> bytes:
+    """Return the chain before the first step."""
+    return link(MAGIC, raw(weights))
+
+
+def link(previous: bytes, content: bytes) -> bytes:
+    """Return the chain after a record."""
     return hashlib.sha256(previous + content).digest()
 
 
-def _raw(digest: str) -> bytes:
+def fingerprint(chains: Sequence[bytes], weights: str) -> str:
+    """Return the fingerprint of a run: the heads of all ranks' chains, closed with the digest of the final weights."""
+    return "sha256:" + link(b"".join(chains), raw(weights)).hex()
+
+
+def raw(digest: str) -> bytes:
+    """Return the bytes of a `sha256:<hex>` digest."""
     return bytes.fromhex(digest[len("sha256:") :])

@@ -13,6 +13,7 @@ import torch
 from inside.jobs import make_spec, run
 from runner.inside import trace
 from runner.inside.digests import digest_of_file, digest_of_tensors
+from runner.traces import opened_traces
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,9 @@ def test_two_runs_of_one_spec_are_equal(tmp_path: Path, changes: dict[str, Any])
     first, second = (run(tmp_path, make_spec(**changes), name=name) for name in ("first", "second"))
     assert first.done["fingerprint"] == second.done["fingerprint"]
     assert first.done["weights"] == second.done["weights"]
-    assert (first.out / "trace.bin").read_bytes() == (second.out / "trace.bin").read_bytes()
+    for rank in range(changes.get("ranks", 1)):
+        name = f"trace-rank{rank}.bin"
+        assert (first.out / name).read_bytes() == (second.out / name).read_bytes()
 
 
 def test_another_seed_gives_another_fingerprint(tmp_path: Path) -> None:
@@ -42,7 +45,7 @@ def test_done_json_names_every_file_with_its_size_and_digest(tmp_path: Path) -> 
     files = {path.relative_to(ran.out).as_posix() for path in ran.out.rglob("*") if path.is_file()} - {"done.json"}
     folders = ("checkpoints/step-00000004", "checkpoints/step-00000006")
     inside = {f"{folder}/{name}" for folder in folders for name in ("model.pt", "training.pt", "manifest.json")}
-    assert files == {"events.jsonl", "trace.bin", *inside}
+    assert files == {"events.jsonl", "trace-rank0.bin", *inside}
     assert ran.done["files"] == {
         name: {"size": (ran.out / name).stat().st_size, "digest": digest_of_file(ran.out / name)} for name in files
     }
@@ -51,10 +54,12 @@ def test_done_json_names_every_file_with_its_size_and_digest(tmp_path: Path) -> 
 def test_the_fingerprint_closes_the_trace_with_the_final_weights(tmp_path: Path) -> None:
     done = (ran := run(tmp_path, make_spec())).done
     state = torch.load(ran.out / "checkpoints/step-00000006/model.pt", weights_only=True)
-    records = trace.read(ran.out / "trace.bin").records
-    assert [record.step for record in records] == [1, 2, 3, 4, 5, 6]
+    with opened_traces(ran.out, 1) as [written]:
+        written.verify()
+        chain = written.chain(written.count() - 1)
+        assert [written.record(index).step for index in range(written.count())] == [1, 2, 3, 4, 5, 6]
     assert done["weights"] == digest_of_tensors(state)
-    assert done["fingerprint"] == trace.fingerprint(records[-1].chain, done["weights"])
+    assert done["fingerprint"] == trace.fingerprint([chain], done["weights"])
     assert (done["nonce"], done["steps"]) == ("a-nonce", 6)
 
 
@@ -79,7 +84,7 @@ def test_micro_batches_and_ranks_give_the_step_of_the_whole_batch(tmp_path: Path
             "ranks": {"ranks": 2, "config__training__micro_batches": 2},
         }.items()
     ]
-    whole, parts, ranks = (trace.read(ran.out / "trace.bin").records[0].loss for ran in runs if ran.done)
+    whole, parts, ranks = (ran.events[1]["loss"] for ran in runs if ran.done)
     assert parts == pytest.approx(whole, rel=0.2)
     assert ranks == pytest.approx(whole, rel=0.2)
     assert len({ran.done["fingerprint"] for ran in runs}) == 3

@@ -1,18 +1,14 @@
-"""Digests, randomness, schedule, trace and ResNet-50, as values."""
+"""Digests, randomness, schedule and ResNet-50, as values."""
 
 import importlib
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
-from runner.inside import trace
 from runner.inside.digests import digest_of_tensors
 from runner.inside.schedule import scale_at
 from runner.inside.seeding import Sampler, philox, sample_order
-
-DIGEST = "sha256:" + "0" * 64
 
 
 @pytest.mark.parametrize(
@@ -77,54 +73,6 @@ def test_the_schedule_warms_up_and_falls_to_its_final_scale() -> None:
 def test_a_constant_schedule_stays() -> None:
     schedule = {"kind": "constant", "warmup_steps": 0, "final_scale": 0.0}
     assert [scale_at(step, 3, schedule) for step in (1, 2, 3)] == [1.0, 1.0, 1.0]
-
-
-def make_trace(path: Path, losses: list[float]) -> list[trace.Record]:
-    with trace.Writer(path, DIGEST, {"torch": "2"}) as writer:
-        for step, loss in enumerate(losses, 1):
-            writer.write(step, loss, 0.1)
-    return trace.read(path).records
-
-
-def test_a_trace_is_read_back_bit_for_bit(tmp_path: Path) -> None:
-    records = make_trace(tmp_path / "trace.bin", [0.1, math.inf, 5e-324])
-    assert [(record.step, record.loss, record.lr) for record in records] == [
-        (1, 0.1, 0.1),
-        (2, math.inf, 0.1),
-        (3, 5e-324, 0.1),
-    ]
-    assert trace.read(tmp_path / "trace.bin").header == {
-        "format": "xrun-trace",
-        "version": 1,
-        "weights": DIGEST,
-        "torch": "2",
-    }
-
-
-def test_chains_are_equal_up_to_the_first_difference_and_never_again(tmp_path: Path) -> None:
-    first = make_trace(tmp_path / "a", [1.0, 2.0, 3.0, 4.0])
-    second = make_trace(tmp_path / "b", [1.0, 2.0, math.nextafter(3.0, 4.0), 4.0])
-    assert [a.chain == b.chain for a, b in zip(first, second, strict=True)] == [True, True, False, False]
-
-
-def test_an_edited_trace_is_refused_at_its_step(tmp_path: Path) -> None:
-    path = tmp_path / "trace.bin"
-    make_trace(path, [1.0, 2.0, 3.0])
-    content = bytearray(path.read_bytes())
-    content[-trace.RECORD_BYTES + 8] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(trace.TraceError) as refused:
-        trace.read(path)
-    assert str(refused.value) == "trace.bin has been edited: the chain breaks at step 3"
-
-
-def test_a_trace_that_was_cut_short_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "trace.bin"
-    make_trace(path, [1.0, 2.0])
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(trace.TraceError) as refused:
-        trace.read(path)
-    assert str(refused.value) == "trace.bin is cut short: 55 bytes after the last whole record"
 
 
 def test_resnet50_has_the_parameters_that_published_weights_have() -> None:

@@ -1,0 +1,105 @@
+"""What a first run and a replay share: the job of a spec on this machine, and who looks on."""
+
+import importlib.metadata
+import os
+import secrets
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner import machine
+from runner.container import Conduct
+from runner.engines.request import Engine
+from runner.execute import Job, Watcher
+from runner.machine import Machine
+from runner.outputs import Event
+from runner.parse import Scalar
+from runner.prepare import Workshop, data_folder
+from runner.progress import Progress
+from runner.record import Conducted, Record, Started, timestamp
+from runner.source import Source
+from runner.spec import RunSpec
+from runner.tracking import Tracker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One execution of a spec, before there is an engine's container for it."""
+
+    spec: RunSpec
+    source: Source
+    conducted: Conducted
+    here: Machine
+    argv: tuple[str, ...]
+    overrides: tuple[str, ...]
+    lock_digest: str | None
+    replay_of: str | None = None
+
+
+def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:
+    """Return what is executed. Raises ImageError where data that is to be mounted is not what is pinned."""
+    spec, conducted = launch.spec, launch.conducted
+    gpus = machine.leasable(spec.hardware, launch.here)[: spec.hardware.gpu_count]
+    conduct = Conduct(
+        nonce=secrets.token_hex(16),
+        log_every_steps=conducted.tracking.log_every_steps,
+        hang_timeout_s=conducted.scheduler.hang_timeout_s,
+        limits=conducted.limits,
+        gpus=tuple(gpu.uuid for gpu in gpus),
+    )
+    return Job(
+        spec=spec,
+        started=_started(launch, engine),
+        source=launch.source.folder,
+        data=_data(launch, engine, workshop),
+        conduct=conduct,
+        timeout_s=conducted.scheduler.timeout_s,
+    )
+
+
+def _data(launch: Launch, engine: Engine, workshop: Workshop) -> Path | None:
+    """Return the folder of data sets that is mounted, None where the image holds them."""
+    spec, recipe = launch.spec, launch.conducted.data_recipe
+    if not spec.data or (recipe is None and engine.name != "host"):
+        return None
+    return data_folder(recipe or spec.image.ref, spec.data, workshop)
+
+
+def _started(launch: Launch, engine: Engine) -> Started:
+    spec = launch.spec
+    host: dict[str, Scalar] = {**machine.recorded(launch.here), "name": socket.gethostname(), "uid": os.getuid()}
+    if engine.name == "host":
+        host["environment"] = "not pinned by an image"
+    return Started(
+        xrun=importlib.metadata.version("xrun"),
+        engine=engine.name,
+        level=spec.determinism.level,
+        spec_digest=spec.digest,
+        lock_digest=launch.lock_digest,
+        image_digest=spec.image.digest,
+        source=spec.source,
+        overrides=launch.overrides,
+        argv=("xrun", *launch.argv),
+        started_at=timestamp(time.time()),
+        host=host,
+        conducted=launch.conducted,
+        replay_of=launch.replay_of,
+    )
+
+
+def watcher(launch: Launch, started: Started) -> Watcher:
+    """Return who looks on: a line of progress, and Weights & Biases."""
+    progress = Progress(sys.stderr)
+    tracker = Tracker(launch.conducted.tracking, launch.spec, started, os.environ, progress.say)
+
+    def event(happened: Event) -> None:
+        progress.event(happened)
+        tracker.look()
+
+    def end(record: Record) -> Record:
+        progress.close()
+        return tracker.end(record)
+
+    return Watcher(begin=tracker.begin, event=event, end=end)

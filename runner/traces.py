@@ -1,0 +1,102 @@
+"""The traces of a run, read from the folder that its container writes: hostile bytes, at any place in O(1)."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from runner.errors import RunFailed
+from runner.hostile import opened, opened_folder
+from runner.inside.trace import (
+    Header,
+    Record,
+    TraceError,
+    file_name,
+    first_link,
+    layout,
+    link,
+    unpack,
+)
+from runner.inside.trace_header import LINE_CAP_BYTES, read_header
+
+_BLOCK_BYTES = 1 << 20
+
+
+class TraceFile:
+    """One rank's trace. It may grow while it is read; every number counts whole records."""
+
+    def __init__(self, file: int, name: str) -> None:
+        self.name = name
+        self._file = file
+        try:
+            line = _first_line(file)
+            self.header: Header = read_header(line)
+        except TraceError as error:
+            raise TraceError(f"{name}: {error}") from None
+        self._layout = layout(self.header)
+        self._start = len(line) + 1
+
+    def count(self) -> int:
+        """Return how many whole records there are by now."""
+        return (os.fstat(self._file).st_size - self._start) // self._layout.record_bytes
+
+    def record(self, index: int) -> Record:
+        """Return the record of step index + 1. Raises TraceError unless it is there and says that it is."""
+        record = unpack(self.header, self._layout, self._read(index))
+        if record.step != index + 1:
+            raise TraceError(f"{self.name}: step {record.step} stands in the place of step {index + 1}")
+        return record
+
+    def chain(self, index: int) -> bytes:
+        """Return the chain after step index + 1; before the first step with index -1."""
+        return first_link(self.header.weights) if index < 0 else self.record(index).chain
+
+    def verify(self) -> None:
+        """Compute every link of the chain again. Raises TraceError for bytes that are not as they were written."""
+        chain = first_link(self.header.weights)
+        size = os.fstat(self._file).st_size - self._start
+        if size % self._layout.record_bytes:
+            rest = size % self._layout.record_bytes
+            raise TraceError(f"{self.name} is cut short: {rest} bytes after the last whole record")
+        for index in range(self.count()):
+            chain = link(chain, self._read(index)[: self._layout.content_bytes])
+            if self.record(index).chain != chain:
+                raise TraceError(f"{self.name} has been edited: its chain breaks at step {index + 1}")
+
+    def _read(self, index: int) -> bytes:
+        size = self._layout.record_bytes
+        data = os.pread(self._file, size, self._start + index * size)
+        if len(data) != size:
+            raise TraceError(f"{self.name} is cut short: there is no step {index + 1}")
+        return data
+
+
+def _first_line(file: int) -> bytes:
+    line = b""
+    while len(line) <= LINE_CAP_BYTES and (block := os.pread(file, _BLOCK_BYTES, len(line))):
+        head, end, _ = block.partition(b"\n")
+        line += head
+        if end:
+            return line
+    raise TraceError("it is no trace: it has no first line")
+
+
+@contextmanager
+def opened_traces(out: Path, ranks: int) -> Iterator[list[TraceFile]]:
+    """Open the traces of all ranks of a run. Raises TraceError for one that is missing or is none of this format."""
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(opened_folder(out))
+            traces = []
+            for rank in range(ranks):
+                name = file_name(rank)
+                file, _ = stack.enter_context(opened(folder, name, name))
+                traces.append(TraceFile(file, f"out/{name}"))
+        except RunFailed as error:
+            raise TraceError(error.message) from error
+        except OSError as error:
+            raise TraceError(f"out/{error.filename} cannot be read: {error.strerror}") from error
+        for rank, trace in enumerate(traces):
+            if (trace.header.rank, trace.header.world_size) != (rank, ranks):
+                raise TraceError(f"{trace.name} is of rank {trace.header.rank} of {trace.header.world_size}")
+        yield traces
