@@ -51,21 +51,29 @@ def _read_idx(path: Path) -> Tensor:
     return torch.frombuffer(content, dtype=torch.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
 
 
+class Convolution(nn.Conv2d):
+    """A convolution that starts as He et al. start it, without a bias."""
+
+    def reset_parameters(self) -> None:
+        """Draw the kernel."""
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions around a shortcut; the stride is the 3x3's ("v1.5")."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
         out = 4 * width
-        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.conv1 = Convolution(channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.conv2 = Convolution(width, width, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, out, 1, bias=False)
+        self.conv3 = Convolution(width, out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or channels != out:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            self.downsample = nn.Sequential(Convolution(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, h, w) -> (batch, 4 width, h / stride, w / stride)."""
@@ -81,7 +89,7 @@ class ResNet50(nn.Module):
 
     def __init__(self, classes: int = 1000, in_channels: int = 3) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+        self.conv1 = Convolution(in_channels, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.layer1 = _stage(64, 64, blocks=3, stride=1)
         self.layer2 = _stage(256, 128, blocks=4, stride=2)
@@ -108,14 +116,13 @@ def count(data: Images) -> int:
 
 
 def model(config: Mapping[str, Any], data: Images) -> ResNet50:
-    """Return ResNet-50 for grey images, each block the identity at first."""
+    """Return ResNet-50 for grey images; with zero_init_residual each block is the identity at first."""
     del data
     network = ResNet50(classes=config["model"]["classes"], in_channels=1)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if isinstance(module, Bottleneck) and config["model"]["zero_init_residual"]:
-            nn.init.zeros_(module.bn3.weight)
+    if config["model"]["zero_init_residual"]:
+        for block in network.modules():
+            if isinstance(block, Bottleneck):
+                nn.init.zeros_(block.bn3.weight)
     # oneDNN and cuDNN both convolve in this order; in the other they would reorder every tensor.
     return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 

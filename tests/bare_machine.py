@@ -86,14 +86,15 @@ def normal_user(name: str) -> str:
 
 def readme_block(number: int) -> str:
     """Return the README's nth `sh` code block."""
-    return re.findall(r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[number - 1]
+    blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    return str(blocks[number - 1])
 
 
 def readme_fingerprint() -> str:
     """Return the fingerprint that the README promises everybody."""
-    return re.findall(r"sha256:[0-9a-f]{64}", (ROOT / "README.md").read_text())[0]
+    return str(re.findall(r"sha256:[0-9a-f]{64}", (ROOT / "README.md").read_text())[0])
 
 
 def fingerprint_of(stdout: str) -> str:
     """Return the fingerprint that xrun printed."""
-    return re.findall(r"^fingerprint +(sha256:[0-9a-f]{64})$", stdout, re.MULTILINE)[0]
+    return str(re.findall(r"^fingerprint +(sha256:[0-9a-f]{64})$", stdout, re.MULTILINE)[0])

@@ -29,7 +29,7 @@ def train(session: Session, experiment: Any) -> None:
     """Train an experiment from its first step to done.json."""
     config, training = session.config, session.training
     data = experiment.load(config, session.job.data)
-    model = experiment.model(config, data)
+    model = experiment.model(config, data).to(session.ranks.device)
     model, _ = session.prepare(model, experiment.optimizer(config, model))
     sampler = Sampler(config["seed"], experiment.count(data))
     metrics = {}

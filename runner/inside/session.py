@@ -4,6 +4,7 @@ For people who keep their own loop; loop.py is one. A loop goes
     model, optimizer = session.prepare(model, optimizer)
     for step in session.steps():
         for draws in session.micro_batches(sampler):
+            batch = session.to_device(...)  # the trace sees it here
             with session.autocast():
                 loss = ...
             session.backward(loss)

@@ -29,11 +29,16 @@ def count(data):
     return len(data[0])
 
 def model(config, data):
+    if config["model"].get("plain"):
+        return nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 3))
     return nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 3))
 
 def optimizer(config, model):
     kind, fused = getattr(torch.optim, config["optim"]["kind"]), config["optim"]["fused"]
-    return kind(model.parameters(), lr=config["optim"]["lr"], fused=fused)
+    made = kind(model.parameters(), lr=config["optim"]["lr"], fused=fused)
+    if config["data"].get("fault") == "drift" and os.environ["RANK"] == "1":
+        made.register_step_post_hook(lambda *_: next(model.parameters()).data.view(-1)[0].add_(1e-6))
+    return made
 
 def batch(config, data, draws):
     inputs = data[0][draws.ids] + draws.integers("noise", 8)[:, None] / 64
@@ -58,6 +63,25 @@ def test_batches(config, data):
 def score(model, batch):
     logits = model(batch[0]).float()
     return {"samples": 16, "accuracy": int((logits.argmax(1) == batch[1]).sum())}
+"""
+
+OWN_LOOP = """
+from experiments import tiny
+from runner.inside.seeding import Sampler
+
+def train(session):
+    data = tiny.load(session.config, session.job.data)
+    model = tiny.model(session.config, data)
+    model, _ = session.prepare(model, tiny.optimizer(session.config, model))
+    sampler = Sampler(session.config["seed"], tiny.count(data))
+    for _ in session.steps():
+        for draws in session.micro_batches(sampler):
+            batch = session.to_device(tiny.batch(session.config, data, draws))
+            with session.autocast():
+                loss = tiny.loss(model, batch)
+            session.backward(loss)
+        session.step()
+    session.finish({"mine": 1.0})
 """
 
 
@@ -123,6 +147,7 @@ def source_folder(folder: Path) -> Path:
         (source / "experiments").mkdir(parents=True)
         (source / "runner").symlink_to(REPOSITORY / "runner")
         (source / "experiments" / "tiny.py").write_text(TINY)
+        (source / "experiments" / "own_loop.py").write_text(OWN_LOOP)
         for module in (REPOSITORY / "experiments").glob("*.py"):
             (source / "experiments" / module.name).symlink_to(module)
     return source
