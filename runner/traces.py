@@ -59,9 +59,11 @@ class TraceFile:
             rest = size % self._layout.record_bytes
             raise TraceError(f"{self.name} is cut short: {rest} bytes after the last whole record")
         for index in range(self.count()):
-            chain = link(chain, self._read(index)[: self._layout.content_bytes])
-            if self.record(index).chain != chain:
+            data, end = self._read(index), self._layout.content_bytes
+            chain = link(chain, data[:end])
+            if data[end:] != chain:
                 raise TraceError(f"{self.name} has been edited: its chain breaks at step {index + 1}")
+            self.record(index)
 
     def _read(self, index: int) -> bytes:
         size = self._layout.record_bytes

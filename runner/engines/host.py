@@ -60,6 +60,8 @@ def host_environment(request: ContainerRequest, host: "os._Environ[str] | dict[s
     """Return a request's environment with this host's paths, and the search paths for programs that this host has."""
     wanted = {name: _on_host(value, request.mounts) for name, value in request.environment}
     visible = {"CUDA_VISIBLE_DEVICES": ",".join(request.gpus)}
+    # Nothing is mounted read-only here, and the source snapshot must stay as it is.
+    visible["PYTHONDONTWRITEBYTECODE"] = "1"
     return wanted | visible | {name: host[name] for name in _OF_THE_HOST if name in host}
 
 

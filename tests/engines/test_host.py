@@ -46,6 +46,7 @@ def test_the_environment_is_the_request_s_with_the_host_s_search_paths() -> None
         "HOME": "/tmp",
         "LD_LIBRARY_PATH": "/host/lib",
         "PATH": "/host/bin",
+        "PYTHONDONTWRITEBYTECODE": "1",
         "XRUN_OUT": "/host/out",
         "XRUN_SPEC": "/host/spec",
     }
