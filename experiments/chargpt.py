@@ -103,7 +103,7 @@ def model(config: Mapping[str, Any], data: Text) -> CharGPT:
 
 
 def optimizer(config: Mapping[str, Any], model: CharGPT) -> torch.optim.Optimizer:
-    """Return AdamW; fused, because its other forms round square roots as the CPU's vendor likes."""
+    """Return AdamW; fused, because the other forms round square roots as the CPU's vendor likes."""
     optim = config["optim"]
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]

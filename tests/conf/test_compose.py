@@ -30,7 +30,7 @@ def test_every_experiment_composes_on_every_hardware(experiment: str, hardware: 
 @pytest.mark.parametrize("group", ["image", "precision", "determinism", "tracking", "scheduler"])
 def test_every_option_of_every_group_composes(group: str) -> None:
     for option in groups(CONF)[group]:
-        compose(CONF, ["experiment=hello", f"{group}={option}"])
+        compose(CONF, ["experiment=hello", "hardware=h200", f"{group}={option}"])
 
 
 def test_hardware_brings_the_image_that_fits_it_and_image_picks_another(conf: Path) -> None:
