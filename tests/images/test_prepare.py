@@ -95,7 +95,9 @@ def test_a_recipe_that_is_no_longer_the_pinned_one_is_refused(workshop: Workshop
     pin = replace(pin_image(CHOICE, workshop, None, upgrade=False).pin, recipe_digest="sha256:" + "0" * 64)
     with pytest.raises(LockError) as refusal:
         make_ready(pin, elsewhere(workshop.project.root, tmp_path / "other", []), "xrun lock a=b", offline=False)
-    assert str(refusal.value) == "images/tiny is no longer the recipe that the lock pins\n\nhint: xrun lock a=b"
+    assert str(refusal.value) == (
+        f"image tiny ({pin.digest}) is not here, and images/tiny is no longer its recipe\n\nhint: xrun lock a=b"
+    )
 
 
 def test_data_for_an_image_without_any_is_what_the_lock_pins(workshop: Workshop) -> None:
