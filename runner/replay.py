@@ -115,6 +115,9 @@ class Comparison:
 def first_verdict(past: Sequence[TraceFile], again: Sequence[TraceFile], end: int) -> Verdict | None:
     """Return the verdict on the first step in which any rank differs, None if none of the first `end` does."""
     pairs = list(zip(past, again, strict=True))
+    for old, new in pairs:
+        if _tables(old) != _tables(new):
+            return diverged_before((old.header, new.header))
     steps = [step for step in (first_difference(*pair) for pair in pairs) if step is not None and step <= end]
     if not steps:
         return None
@@ -123,6 +126,10 @@ def first_verdict(past: Sequence[TraceFile], again: Sequence[TraceFile], end: in
         return next(diverged_before((old.header, new.header)) for old, new in pairs if first_difference(old, new) == 0)
     records = [[trace.record(step - 1) for trace in traces] for traces in (past, again)]
     return diverged(past[0].header, records[0], records[1])
+
+
+def _tables(trace: TraceFile) -> tuple[object, ...]:
+    return trace.header.slices, trace.header.parameters, trace.header.buffers
 
 
 def _experiment(spec: RunSpec) -> Mapping[str, Any]:

@@ -145,5 +145,6 @@ def _report(record: Record, say: Callable[[str], None]) -> int:
     lines += [f"{name:<12} {value:.4f}" for name, value in sorted(record.metrics.items()) if isinstance(value, float)]
     lines += [f"fingerprint  {record.fingerprint}"]
     sys.stdout.write("\n".join(lines) + "\n")
-    say(f"\nnext:\n  xrun replay {record.id}\n  xrun show {record.id}\n  xrun logs {record.id}\n  xrun ls")
+    engine = " --engine host" if record.engine == "host" else ""
+    say(f"\nnext:\n  xrun replay {record.id}{engine}\n  xrun show {record.id}\n  xrun logs {record.id}\n  xrun ls")
     return 0
