@@ -65,6 +65,7 @@ def test_a_command_is_an_experiment_too(machine: BareMachine, docker_host: str) 
     assert len({record["fingerprint"] for record in records}) == 1
 
 
+KEY = "canary" * 8
 PROBE = """
 import json, os, socket, sys
 try:
@@ -75,8 +76,7 @@ except OSError as error:
 json.dump({
     "network": network,
     "interfaces": sorted(line.split(":")[0].strip() for line in open("/proc/net/dev") if ":" in line),
-    "environment": sorted(os.environ),
-    "keys": [name for name, value in os.environ.items() if "canary" in value],
+    "environment": dict(os.environ),
     "wandb": any(os.path.exists(folder + "/wandb") for folder in sys.path),
 }, open("/out/probe.json", "w"))
 """
@@ -91,9 +91,7 @@ def test_a_container_has_no_network_no_key_and_no_wandb(machine: BareMachine, do
         "training: {steps: 1, batch_size: 1}\n"
     )
     try:
-        machine.xrun(
-            "experiment=probe", f"engine={engine}", "tracking=off", DOCKER_HOST=docker_host, WANDB_API_KEY="canary" * 8
-        )
+        machine.xrun("experiment=probe", f"engine={engine}", "tracking=off", DOCKER_HOST=docker_host, WANDB_API_KEY=KEY)
     finally:
         experiment.unlink()
         (machine.folder / "lock" / "probe.cpu.lock").unlink(missing_ok=True)
@@ -102,10 +100,10 @@ def test_a_container_has_no_network_no_key_and_no_wandb(machine: BareMachine, do
     seen = json.loads((folder / "out" / "probe.json").read_text())
     assert seen["network"] == "Network is unreachable"
     assert seen["interfaces"] == ["lo"]
-    assert (seen["keys"], seen["wandb"]) == ([], False)
+    assert not seen["wandb"]
     assert not [name for name in seen["environment"] if name.startswith("WANDB")]
     written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    assert b"canary" not in written
+    assert KEY.encode() not in written
 
 
 def test_the_offline_wandb_run_holds_every_value_that_was_logged(machine: BareMachine, docker_host: str) -> None:
