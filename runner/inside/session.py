@@ -125,6 +125,7 @@ class Session:
 
     def autocast(self) -> torch.autocast:
         """Return the context of the forward pass and the loss, in the run's precision."""
+        self.watch.wait()  # several ranks share their buffers first
         return self.precision.autocast()
 
     def to_device(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
