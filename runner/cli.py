@@ -1,14 +1,11 @@
 """The command line: words in, exit codes out. What each command does stands in `commands`."""
 
-import importlib.metadata
 import signal
 import sys
-import traceback
 from collections.abc import Iterable, Sequence
 from types import FrameType
 
 from runner.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError, XrunError
-from runner.parse import nearest
 
 USAGE = """\
 xrun experiment=<name> [key=value …]     run an experiment in exactly its locked image
@@ -78,6 +75,8 @@ def _exit_code(argv: Sequence[str]) -> int:
         sys.stderr.close()
         return 0
     except Exception:  # noqa: BLE001, the one place where a bug in xrun ends
+        import traceback  # noqa: PLC0415, as below
+
         traceback.print_exc()
         _complain("this is a bug in xrun; the lines above say where")
         return EXIT_BUG
@@ -93,6 +92,8 @@ def _command(argv: Sequence[str]) -> int:
         sys.stdout.write(USAGE)
         return 0 if argv else 2
     if argv[0] == "--version":
+        import importlib.metadata  # noqa: PLC0415, as below
+
         sys.stdout.write(f"xrun {importlib.metadata.version('xrun')}\n")
         return 0
     # Everything else costs imports that help need not pay.
@@ -109,6 +110,8 @@ def _command(argv: Sequence[str]) -> int:
 
 
 def _unknown_command(word: str, known: Iterable[str]) -> XrunError:
+    from runner.parse import nearest  # noqa: PLC0415, as above
+
     near = nearest(word, known)
     meant = f"; did you mean {near}?" if near else ""
     return ConfigError(f"unknown command {word!r}{meant}", hint="xrun --help")
