@@ -131,6 +131,7 @@ def _spec(name: str, steps: int, threads: int) -> dict[str, Any]:
             "precision": "fp32",
         },
         "ranks": 1,
+        "virtual_ranks": 1,
         "hardware": {"device": "cpu", "threads": threads},
         "determinism": {"level": "portable-v3", "environment": _environment(threads)},
     }

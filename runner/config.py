@@ -126,6 +126,8 @@ class Determinism:
     """Which bits are promised. `strongest` picks the strongest level that precision and hardware allow."""
 
     level: Literal["strongest", "seeded", "repeat", "portable-v3"]
+    virtual_ranks: int | None = None
+    """Shares into which every step's samples are cut, however many ranks compute them; None: hardware.ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +151,12 @@ class Config:
     determinism: Determinism
     tracking: Tracking
     scheduler: Scheduler
+
+
+def virtual_ranks(config: Config) -> int:
+    """Return how many shares the samples of each step are cut into."""
+    asked = config.determinism.virtual_ranks
+    return config.hardware.ranks if asked is None else asked
 
 
 def hyperparameters(config: Config) -> dict[str, object]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from runner.canonical import canonical_bytes
-from runner.config import Config, Hardware, hyperparameters
+from runner.config import Config, Hardware, hyperparameters, virtual_ranks
 from runner.errors import LockError
 from runner.levels import environment, level_of
 from runner.lock import DeterminismPin, HardwarePin, ImagePin, Lock, to_mapping
@@ -137,6 +137,7 @@ def run_spec(lock: Lock, base: Config, config: Config, source: str) -> RunSpec:
         image=lock.image,
         hardware=lock.hardware,
         ranks=config.hardware.ranks,
+        virtual_ranks=virtual_ranks(config),
         determinism=lock.determinism if same_level else determinism_pin(config),
         data=lock.data,
         config=_varied(lock.config, hyperparameters(base), hyperparameters(config)),

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 
-from runner.config import Config
+from runner.config import Config, virtual_ranks
 from runner.parse import Mistake, plain
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -48,6 +48,7 @@ def mistakes_in(config: Config) -> list[Mistake]:
         _experiment,
         _training,
         _hardware,
+        _determinism,
     )
     return [mistake for check in checks for mistake in check(config)]
 
@@ -98,9 +99,12 @@ def _experiment(config: Config) -> Iterator[Mistake]:
 
 def _training(config: Config) -> Iterator[Mistake]:
     training, schedule = config.training, config.schedule
-    parts = config.hardware.ranks * training.micro_batches
-    if parts > 0 and training.batch_size % parts:
-        what = f"{training.batch_size} samples do not split evenly over {config.hardware.ranks} ranks"
+    shares = virtual_ranks(config)
+    parts = shares * training.micro_batches
+    # A command has no loop that would split anything.
+    if not config.experiment.command and parts > 0 and training.batch_size % parts:
+        kind = "ranks" if shares == config.hardware.ranks else "virtual ranks"
+        what = f"{training.batch_size} samples do not split evenly over {shares} {kind}"
         yield Mistake(place="training.batch_size", what=f"{what} x {training.micro_batches} micro-batches")
     if training.clip_norm is not None and training.clip_norm <= 0:
         yield Mistake(place="training.clip_norm", what=f"expected more than 0 or null, found {training.clip_norm}")
@@ -124,3 +128,10 @@ def _hardware(config: Config) -> Iterator[Mistake]:
         yield Mistake(place="hardware.ranks", what=what)
     if hardware.device == "cpu" and config.precision.name == "tf32":
         yield Mistake(place="precision.name", what="tf32 is a GPU's arithmetic; hardware.device is cpu")
+
+
+def _determinism(config: Config) -> Iterator[Mistake]:
+    asked, ranks = config.determinism.virtual_ranks, config.hardware.ranks
+    if asked is not None and asked < max(ranks, 1):
+        what = f"expected at least {max(ranks, 1)}, as many as hardware.ranks, found {asked}"
+        yield Mistake(place="determinism.virtual_ranks", what=what)

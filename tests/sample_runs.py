@@ -23,6 +23,7 @@ def make_spec(seed: int = 0) -> RunSpec:
         ),
         hardware=HardwarePin(device="cpu", arch_level="x86-64-v3", threads=2),
         ranks=1,
+        virtual_ranks=1,
         determinism=DeterminismPin(level="repeat", environment={}),
         data={},
         config={"seed": seed},

@@ -139,11 +139,19 @@ def test_the_digest_of_a_run_ignores_engine_tracking_and_scheduler() -> None:
         replace(CONFIG, seed=1),
         replace(CONFIG, precision=Precision(name="bf16")),
         replace(CONFIG, hardware=replace(CONFIG.hardware, ranks=2)),
+        replace(CONFIG, determinism=replace(CONFIG.determinism, virtual_ranks=2)),
         replace(CONFIG, determinism=Determinism(level="repeat")),
     ],
 )
 def test_the_digest_of_a_run_covers_what_decides_bits(asked: Config) -> None:
     assert run_spec(LOCK, CONFIG, asked, SOURCE).digest != run_spec(LOCK, CONFIG, CONFIG, SOURCE).digest
+
+
+def test_a_step_has_as_many_shares_as_ranks_unless_it_is_given_more() -> None:
+    on_two = replace(CONFIG, hardware=replace(CONFIG.hardware, ranks=2))
+    in_eight = replace(on_two, determinism=replace(CONFIG.determinism, virtual_ranks=8))
+    assert run_spec(LOCK, CONFIG, on_two, SOURCE).virtual_ranks == 2
+    assert run_spec(LOCK, CONFIG, in_eight, SOURCE).virtual_ranks == 8
 
 
 def test_bf16_runs_at_the_level_it_can_keep() -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import stat
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from sample_runs import finished, make_record, make_spec, make_started
 
+from runner.canonical import canonical_bytes
 from runner.errors import StoreError
 from runner.store import RunFolder, RunStore
 
@@ -205,6 +207,18 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
         damaged.id: "damaged",
         empty.id: "damaged",
     }
+
+
+def test_a_spec_of_an_older_xrun_is_refused_by_its_version(tmp_path: Path) -> None:
+    runs = RunStore(tmp_path / "runs")
+    folder = finished(runs)
+    older = json.loads(folder.spec.read_bytes()) | {"version": 1}
+    del older["virtual_ranks"]
+    folder.spec.chmod(0o644)
+    folder.spec.write_bytes(canonical_bytes(older))
+    with pytest.raises(StoreError) as caught:
+        runs.load_spec(folder)
+    assert caught.value.message == f"{folder.spec} cannot be read: version: this xrun reads version 2, found 1"
 
 
 def test_an_edited_spec_is_refused(tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ CUDA = {"hardware.device": "cuda", "hardware.gpu_model": "NVIDIA H200", "hardwar
 def test_a_sound_config_has_no_mistakes() -> None:
     assert mistakes({}) == []
     assert mistakes(CUDA) == []
-    assert mistakes({"experiment": {"name": "c", "command": ["true"], "outputs": ["a/b.txt"], "metrics": "m"}}) == []
+    command = {"experiment": {"name": "c", "command": ["true"], "outputs": ["a/b.txt"], "metrics": "m"}}
+    assert mistakes(command) == []
+    assert mistakes(command | {"training.batch_size": 1}) == []
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,18 @@ def test_a_sound_config_has_no_mistakes() -> None:
         (
             {"training.batch_size": 6},
             ["training.batch_size: 6 samples do not split evenly over 2 ranks x 2 micro-batches"],
+        ),
+        (
+            {"determinism": {"level": "portable-v3", "virtual_ranks": 8}},
+            ["training.batch_size: 8 samples do not split evenly over 8 virtual ranks x 2 micro-batches"],
+        ),
+        (
+            {"determinism": {"level": "portable-v3", "virtual_ranks": 1}},
+            ["determinism.virtual_ranks: expected at least 2, as many as hardware.ranks, found 1"],
+        ),
+        (
+            {"determinism": {"level": "portable-v3", "virtual_ranks": 0}, "hardware.ranks": 1},
+            ["determinism.virtual_ranks: expected at least 1, as many as hardware.ranks, found 0"],
         ),
         ({"training.clip_norm": 0.0}, ["training.clip_norm: expected more than 0 or null, found 0.0"]),
         ({"schedule.final_scale": 1.5}, ["schedule.final_scale: expected 0 to 1, found 1.5"]),

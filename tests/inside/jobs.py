@@ -110,6 +110,7 @@ def make_spec(**changes: Any) -> dict[str, Any]:
         for key in at[:-1]:
             place = place[key]
         place[at[-1]] = value
+    spec.setdefault("virtual_ranks", spec["ranks"])
     determinism = spec["determinism"]
     determinism.setdefault("environment", environment(determinism["level"], spec["hardware"]["threads"]))
     return spec
