@@ -51,7 +51,7 @@ def diverged_before(headers: tuple[Header, Header]) -> Verdict:
 
 
 def diverged(header: Header, past: Sequence[Record], again: Sequence[Record]) -> Verdict:
-    """Return the verdict on one step's records of all ranks: the first ones that differ."""
+    """Return the verdict on one step's records of all virtual ranks: the first ones that differ."""
     differing = [
         [name for name in CHANNELS if old.channels[name] != new.channels[name]] for old, new in _pairs(past, again)
     ]
@@ -64,7 +64,7 @@ def diverged(header: Header, past: Sequence[Record], again: Sequence[Record]) ->
     channel = CHANNELS[min(firsts)]
     ranks = tuple(rank for rank, names in enumerate(differing) if channel in names)
     tensors = _tensors(header, channel, past[ranks[0]], again[ranks[0]])
-    who = _who(ranks, len(past))
+    who = _who(header, ranks)
     what, equal, cause = _words(channel, past[ranks[0]], again[ranks[0]], header, tensors)
     because = f"; {equal}: {cause}" if equal else f": {cause}"
     message = f"diverged at step {step}{who}: {what}{because}{_seen_before(header, channel, step)}"
@@ -82,12 +82,13 @@ def _pairs(past: Sequence[Record], again: Sequence[Record]) -> list[tuple[Record
     return list(zip(past, again, strict=True))
 
 
-def _who(ranks: tuple[int, ...], world_size: int) -> str:
-    if world_size == 1:
+def _who(header: Header, ranks: tuple[int, ...]) -> str:
+    if header.virtual_ranks == 1:
         return ""
-    if len(ranks) == world_size:
+    if len(ranks) == header.virtual_ranks:
         return ", on all ranks"
-    return f", rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+    kind = "rank" if header.virtual_ranks == header.world_size else "virtual rank"
+    return f", {kind}{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def _tensors(header: Header, channel: str, past: Record, again: Record) -> list[str]:
@@ -104,7 +105,7 @@ def _words(channel: str, past: Record, again: Record, header: Header, tensors: l
     """Return what differs, what was equal, and what that means."""
     first = tensors[0] if tensors else "a tensor"
     more = f" (and {len(tensors) - 1} more)" if len(tensors) > 1 else ""
-    whose = "this rank's" if header.world_size > 1 else "the"
+    whose = "this rank's" if header.virtual_ranks > 1 else "the"
     if channel == "weights_before":
         since = "the step before" if header.slices == 1 else "it was last looked at"
         return f"{first} differs before the step{more}", "", f"something wrote to it since {since}"

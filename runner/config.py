@@ -39,6 +39,8 @@ class Training:
     """0 evaluates at the end only."""
     checkpoint_every_steps: int
     """0 writes a checkpoint at the end only."""
+    checkpoints_kept: int
+    """The newest ones; 0 keeps all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,8 @@ class Scheduler:
     """A run that takes longer is stopped; 0 never stops it."""
     hang_timeout_s: int
     """A rank that finishes no step for this long is given up, with the place where it hangs."""
+    grace_s: int = 60
+    """After Ctrl-C or SIGTERM: time to finish the step and write a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +129,7 @@ class Precision:
 class Determinism:
     """Which bits are promised. `strongest` picks the strongest level that precision and hardware allow."""
 
-    level: Literal["strongest", "seeded", "repeat", "portable-v3"]
+    level: Literal["strongest", "seeded", "repeat", "resume", "elastic", "portable-v2", "portable-v3", "portable-v4"]
     virtual_ranks: int | None = None
     """Shares into which every step's samples are cut, however many ranks compute them; None: hardware.ranks."""
 

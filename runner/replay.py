@@ -139,8 +139,8 @@ def _experiment(spec: RunSpec) -> Mapping[str, Any]:
 
 
 def _ranks_traced(spec: RunSpec) -> int:
-    """Return how many ranks of a run wrote a trace: of a command's, none."""
-    return 0 if _experiment(spec).get("command") else spec.ranks
+    """Return how many virtual ranks of a run have a trace: of a command's, none."""
+    return 0 if _experiment(spec).get("command") else spec.virtual_ranks
 
 
 def _outputs_of(spec: RunSpec) -> list[str]:

@@ -59,7 +59,7 @@ def hardware_pin(hardware: Hardware) -> HardwarePin:
 def determinism_pin(config: Config) -> DeterminismPin:
     """Return the level that a config runs at and every variable the level sets."""
     level = level_of(config)
-    return DeterminismPin(level=level, environment=environment(level, config.hardware.threads))
+    return DeterminismPin(level=level, environment=environment(level, config.hardware.threads, config.precision.name))
 
 
 def moved_pins(lock: Lock, config: Config) -> list[str]:

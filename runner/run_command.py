@@ -15,6 +15,7 @@ from runner.engines.select import pick
 from runner.errors import RunFailed
 from runner.execute import execute
 from runner.launch import Launch, job, watcher
+from runner.levels import PRICES
 from runner.lock import Lock
 from runner.locking import Use, changes, load, lock_for_run, recorded, relock, save
 from runner.machine import Machine
@@ -48,7 +49,9 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
     launch = _launch(plan, argv)
     run = job(launch, engine, workshop)
     image = "no image" if engine.name == "host" else f"image {plan.spec.image.name} {plan.spec.image.digest}"
-    workshop.say(f"{image}, engine {engine.name}, level {plan.spec.determinism.level}")
+    level = plan.spec.determinism.level
+    price = f" ({PRICES[level]})" if level in PRICES else ""
+    workshop.say(f"{image}, engine {engine.name}, level {level}{price}")
     store = RunStore(workshop.project.runs)
     record = execute(run, engine=engine, store=store, watcher=watcher(launch, run.started))
     return _report(record, workshop.say)

@@ -17,7 +17,7 @@ def print_trace(store: RunStore, text: str, step: int | None, write: Callable[[s
     folder = store.find(text)
     spec = store.load_spec(folder)
     try:
-        with opened_traces(folder.out, spec.ranks) as traces:
+        with opened_traces(folder.out, spec.virtual_ranks) as traces:
             lines = _table(traces) if step is None else _one_step(traces, step)
             for line in lines:
                 write(printable(line) + "\n")

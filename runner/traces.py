@@ -23,7 +23,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 class TraceFile:
-    """One rank's trace. It may grow while it is read; every number counts whole records."""
+    """One virtual rank's trace. It may grow while it is read; every number counts whole records."""
 
     def __init__(self, file: int, name: str) -> None:
         self.name = name
@@ -84,21 +84,22 @@ def _first_line(file: int) -> bytes:
 
 
 @contextmanager
-def opened_traces(out: Path, ranks: int) -> Iterator[list[TraceFile]]:
-    """Open the traces of all ranks of a run. Raises TraceError for one that is missing or is none of this format."""
+def opened_traces(out: Path, virtual_ranks: int) -> Iterator[list[TraceFile]]:
+    """Open the traces of a run. Raises TraceError for one that is missing or is none of this format."""
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(opened_folder(out))
             traces = []
-            for rank in range(ranks):
-                name = file_name(rank)
+            for number in range(virtual_ranks):
+                name = file_name(number)
                 file, _ = stack.enter_context(opened(folder, name, name))
                 traces.append(TraceFile(file, f"out/{name}"))
         except RunFailed as error:
             raise TraceError(error.message) from error
         except OSError as error:
             raise TraceError(f"out/{error.filename} cannot be read: {error.strerror}") from error
-        for rank, trace in enumerate(traces):
-            if (trace.header.rank, trace.header.world_size) != (rank, ranks):
-                raise TraceError(f"{trace.name} is of rank {trace.header.rank} of {trace.header.world_size}")
+        for number, trace in enumerate(traces):
+            found = trace.header.virtual_rank, trace.header.virtual_ranks
+            if found != (number, virtual_ranks):
+                raise TraceError(f"{trace.name} is of rank {found[0]} of {found[1]}")
         yield traces

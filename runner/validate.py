@@ -18,6 +18,7 @@ _AT_LEAST: Mapping[str, int] = {
     "training.micro_batches": 1,
     "training.eval_every_steps": 0,
     "training.checkpoint_every_steps": 0,
+    "training.checkpoints_kept": 0,
     "schedule.warmup_steps": 0,
     "hardware.threads": 1,
     "hardware.ranks": 1,
@@ -26,6 +27,7 @@ _AT_LEAST: Mapping[str, int] = {
     "tracking.log_every_steps": 1,
     "scheduler.timeout_s": 0,
     "scheduler.hang_timeout_s": 1,
+    "scheduler.grace_s": 0,
 }
 
 _MATCH: Mapping[str, tuple[re.Pattern[str], str]] = {

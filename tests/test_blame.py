@@ -15,7 +15,8 @@ NAMES = ("conv1.weight", "layer1.weight", "fc.weight")
 def make_header(*, slices: int = 1, world_size: int = 1, weights: str = DIGEST) -> Header:
     return Header(
         level="repeat",
-        rank=0,
+        virtual_rank=0,
+        virtual_ranks=world_size,
         world_size=world_size,
         torch="2",
         knobs={},

@@ -44,6 +44,7 @@ CONFIG = Config(
         clip_norm=None,
         eval_every_steps=0,
         checkpoint_every_steps=0,
+        checkpoints_kept=0,
     ),
     schedule=Schedule(kind="constant", warmup_steps=0, final_scale=1.0),
     image=ImageChoice(name="cpu", source="recipe", ref="cpu", platform="linux/amd64", python="python3"),
@@ -157,7 +158,7 @@ def test_a_step_has_as_many_shares_as_ranks_unless_it_is_given_more() -> None:
 def test_bf16_runs_at_the_level_it_can_keep() -> None:
     bf16 = replace(CONFIG, precision=Precision(name="bf16"))
     assert LOCK.determinism.level == "portable-v3"
-    assert run_spec(LOCK, CONFIG, bf16, SOURCE).determinism.level == "repeat"
+    assert run_spec(LOCK, CONFIG, bf16, SOURCE).determinism.level == "resume"
 
 
 def test_a_level_that_cannot_be_kept_is_refused_when_it_is_asked_for_by_name() -> None:
@@ -166,5 +167,5 @@ def test_a_level_that_cannot_be_kept_is_refused_when_it_is_asked_for_by_name() -
         run_spec(LOCK, CONFIG, asking, SOURCE)
     assert str(refusal.value) == (
         "determinism.level: portable-v3 cannot be kept with precision=bf16: its kernels differ between CPU"
-        " generations\n\nhint: xrun experiment=tiny determinism=repeat"
+        " generations\n\nhint: xrun experiment=tiny determinism=elastic"
     )

@@ -11,7 +11,8 @@ from runner.traces import opened_traces
 
 HEADER = Header(
     level="repeat",
-    rank=0,
+    virtual_rank=0,
+    virtual_ranks=1,
     world_size=1,
     torch="2",
     knobs={"threads": 1},
@@ -115,9 +116,9 @@ LINE = json.loads(HEADER.line())
         (b"[" * 100_000, "it is no trace: its first line is no JSON"),
         (b"[]", "it is no trace"),
         ({"format": "other"}, "it is no trace"),
-        ({"version": 1}, "its format has version 1; this xrun reads version 2"),
-        ({"channels": []}, "its channels are not those of version 2"),
-        ({"rank": True}, "its rank is True"),
+        ({"version": 1}, "its format has version 1; this xrun reads version 3"),
+        ({"channels": []}, "its channels are not those of version 3"),
+        ({"virtual_rank": True}, "its virtual_rank is True"),
         ({"slices": 0}, "its slices is 0"),
         ({"slices": 10**9}, "its slices is 1000000000"),
         ({"weights": "sha256:0"}, "its weights is 'sha256:0', not a digest"),

@@ -15,6 +15,7 @@ SOUND: dict[str, dict[str, Any]] = {
         "clip_norm": None,
         "eval_every_steps": 0,
         "checkpoint_every_steps": 0,
+        "checkpoints_kept": 0,
     },
     "schedule": {"kind": "constant", "warmup_steps": 9, "final_scale": 1.0},
     "image": {"name": "cpu", "source": "recipe", "ref": "cpu", "platform": "linux/amd64", "python": "python3"},

@@ -75,8 +75,9 @@ def _bound_exceeded(text: str) -> str | None:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _MAX_DEPTH:
                 return f"nested deeper than {_MAX_DEPTH} levels"
-    except yaml.YAMLError:
-        return None
+    except yaml.YAMLError as error:
+        # PyYAML has a bound of its own, which is hit before the first of so many brackets is reported.
+        return f"nested deeper than {_MAX_DEPTH} levels" if "nesting depth" in str(error) else None
     return None
 
 

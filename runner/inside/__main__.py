@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
 from runner.inside import command, job, loop, ranks  # noqa: E402, they import torch
-from runner.inside.refusal import EXIT_REFUSED, Refused  # noqa: E402
+from runner.inside.refusal import EXIT_REFUSED, EXIT_STOPPED, Refused, Stopped  # noqa: E402
 from runner.inside.session import Session  # noqa: E402
 from runner.inside.watch import Watch  # noqa: E402
 
@@ -30,6 +30,8 @@ def main() -> int:
         if run.config["experiment"]["command"]:
             return command.run(run)
         return train(run) if run.spec["ranks"] == 1 else ranks.launch(run)
+    except Stopped:
+        return EXIT_STOPPED
     except Refused as refused:
         return fail(run, str(refused), EXIT_REFUSED)
     except Exception:  # noqa: BLE001, an experiment may raise anything, and all of it is for the record

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    import torch
 
 _BLOCK_BYTES = 1 << 20
 
@@ -41,4 +41,34 @@ def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 def raw_bytes(tensor: torch.Tensor) -> bytes | ctypes.Array[ctypes.c_char]:
     """Return a tensor's memory without a copy. By address, because NumPy knows no bfloat16 and may be missing."""
     size = tensor.numel() * tensor.element_size()
-    return (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b""
+    if not size:
+        return b""
+    memory: Any = (ctypes.c_char * size).from_address(tensor.data_ptr())
+    # The tensor may be a copy that nobody else holds.
+    memory.owner = tensor
+    return memory  # type: ignore[no-any-return]
+
+
+def digest_of_state(value: object) -> str:
+    """Return the digest of nested mappings, sequences, tensors and plain values: a training state, every bit of it."""
+    content = hashlib.sha256()
+    _take_in(content, value)
+    return "sha256:" + content.hexdigest()
+
+
+def _take_in(content: hashlib._Hash, value: object) -> None:
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu().contiguous()
+        content.update(json.dumps([str(tensor.dtype), list(tensor.shape)]).encode("ascii"))
+        content.update(raw_bytes(tensor))
+    elif isinstance(value, dict):
+        content.update(b"{%d" % len(value))
+        for key in sorted(value, key=repr):
+            content.update(repr(key).encode() + b":")
+            _take_in(content, value[key])
+    elif isinstance(value, (list, tuple)):
+        content.update(b"[%d" % len(value))
+        for item in value:
+            _take_in(content, item)
+    else:
+        content.update(repr(value).encode() + b",")

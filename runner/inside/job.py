@@ -27,6 +27,19 @@ class Job(NamedTuple):
     """Repeated in done.json, so that no other run's done.json can pass for this one's."""
     log_every_steps: int
     hang_timeout_s: float
+    control: Path | None = None
+    """Folder in which the host asks for something: the file `stop`."""
+    resume: Path | None = None
+    """`out` of the run that this one continues."""
+    resume_step: int | None = None
+    """The checkpoint to continue from; None for the newest."""
+    last_step: int | None = None
+    """Where to end; None for the end of training."""
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether the host wants the run to end after this step."""
+        return self.control is not None and (self.control / "stop").exists()
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -44,7 +57,19 @@ def from_environment() -> Job:
         nonce=os.environ["XRUN_NONCE"],
         log_every_steps=int(os.environ["XRUN_LOG_EVERY_STEPS"]),
         hang_timeout_s=float(os.environ["XRUN_HANG_TIMEOUT_S"]),
+        control=_path("XRUN_CONTROL"),
+        resume=_path("XRUN_RESUME"),
+        resume_step=_number("XRUN_RESUME_STEP"),
+        last_step=_number("XRUN_LAST_STEP"),
     )
+
+
+def _path(name: str) -> Path | None:
+    return Path(os.environ[name]) if os.environ.get(name) else None
+
+
+def _number(name: str) -> int | None:
+    return int(os.environ[name]) if os.environ.get(name) else None
 
 
 def verify_data(job: Job) -> None:

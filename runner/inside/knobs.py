@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SEEDED = "seeded"
-PORTABLE = "portable-v3"
+# Levels at which the backend adds up gradients as it likes.
+INEXACT = (SEEDED, "repeat")
+PORTABLE = "portable"
+"""How the levels begin that hold on other CPUs."""
 
 # Of oneMKL's mkl_types.h.
 _MKL_CBWR_BRANCH = 1

@@ -32,7 +32,6 @@ def train(session: Session, experiment: Any) -> None:
     model = experiment.model(config, data).to(session.ranks.device)
     model, _ = session.prepare(model, experiment.optimizer(config, model))
     sampler = Sampler(config["seed"], experiment.count(data))
-    metrics = {}
     for _ in session.steps():
         for draws in session.micro_batches(sampler):
             batch = session.to_device(experiment.batch(config, data, draws))
@@ -41,16 +40,14 @@ def train(session: Session, experiment: Any) -> None:
             session.backward(loss)
         session.step()
         if session.is_due(training["eval_every_steps"]):
-            metrics = evaluate(session, experiment, data)
-            session.log(metrics)
+            session.log(evaluate(session, experiment, data))
         if session.is_due(training["checkpoint_every_steps"]):
             session.checkpoint()
-    session.finish(metrics)
+    session.finish()
 
 
 def evaluate(session: Session, experiment: Any, data: Any) -> dict[str, float]:
     """Return each metric's mean over the whole test set, which the ranks share. The same on any number of ranks."""
-    session.share_buffers()
     session.module.eval()
     own = []
     batches = experiment.test_batches(session.config, data)

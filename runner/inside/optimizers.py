@@ -7,8 +7,8 @@ import torch
 from runner.inside.refusal import Refused
 
 
-def require_portable(optimizer: torch.optim.Optimizer) -> None:
-    """Raise Refused unless an optimizer's arithmetic is exact on every CPU of the level portable-v3.
+def require_portable(optimizer: torch.optim.Optimizer, level: str) -> None:
+    """Raise Refused unless an optimizer's arithmetic is exact on every CPU of a portable level.
 
     SGD takes no root. Fused optimizers take it with the CPU's instruction, which IEEE 754 defines to the last bit;
     the others call oneMKL's, whose last bit depends on the CPU's vendor.
@@ -18,6 +18,6 @@ def require_portable(optimizer: torch.optim.Optimizer) -> None:
     if isinstance(optimizer, torch.optim.SGD) or fused:
         return
     raise Refused(
-        f"level portable-v3 cannot be kept with {name}: its square roots come out differently on Intel and AMD CPUs",
-        hint=f"give torch.optim.{name} the argument fused=True if it has it, or run with determinism=repeat",
+        f"level {level} cannot be kept with {name}: its square roots come out differently on Intel and AMD CPUs",
+        hint=f"give torch.optim.{name} the argument fused=True if it has it, or run with determinism=elastic",
     )

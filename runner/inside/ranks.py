@@ -14,9 +14,11 @@ import torch
 from torch import distributed
 from torch.nn import functional
 
-from runner.inside.refusal import Refused
+from runner.inside.refusal import EXIT_STOPPED, Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from runner.inside.job import Job
 
 # The ranks of a container meet inside it; no name is looked up and no other machine is spoken to.
@@ -50,7 +52,7 @@ class Ranks(NamedTuple):
             return [value]
         # torch's own all_gather_object needs NumPy, which an image may lack.
         content = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
-        sizes = [int(size) for size in self.gather_number(torch.tensor(float(len(content)), dtype=torch.float64))]
+        sizes = [int(size) for (size,) in self.gather_numbers([len(content)])]
         parts = self._gather(functional.pad(content, (0, max(sizes) - len(content))))
         return [pickle.loads(bytes(part[:size].tolist())) for part, size in zip(parts, sizes)]  # noqa: S301, our ranks
 
@@ -61,23 +63,17 @@ class Ranks(NamedTuple):
             if digest != first:
                 raise Refused(f"rank {rank} ends with other weights than rank 0: {digest}, not {first}")
 
-    def gather_number(self, number: torch.Tensor) -> list[float]:
-        """Return every rank's float64 number, in the order of ranks, on every rank."""
+    def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
+        """Return every rank's numbers, in the order of ranks, on every rank. All have as many."""
         if self.world_size == 1:
-            return [number.item()]
-        return [part.item() for part in self._gather(number)]
+            return [list(numbers)]
+        return [part.tolist() for part in self._gather(torch.tensor(numbers, dtype=torch.float64))]
 
     def _gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         own = tensor.to(self.device)
         parts = [torch.empty_like(own) for _ in range(self.world_size)]
         distributed.all_gather(parts, own)
         return [part.cpu() for part in parts]
-
-    def copy_from_first(self, tensors: list[torch.Tensor]) -> None:
-        """Give every rank the tensors of rank 0."""
-        if self.world_size > 1:
-            for tensor in tensors:
-                distributed.broadcast(tensor, src=0)
 
 
 def is_rank() -> bool:
@@ -130,6 +126,8 @@ def launch(job: Job) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "runner.inside")
     except ChildFailedError as failed:
+        if any(failure.exitcode == EXIT_STOPPED for failure in failed.failures.values()):
+            return EXIT_STOPPED
         killed = [rank for rank, failure in failed.failures.items() if -failure.exitcode in _DEADLY]
         if killed:
             return _speak_for(killed[0], -failed.failures[killed[0]].exitcode, job)

@@ -1,4 +1,4 @@
-"""What a training step computed, digested and appended to the trace of its rank."""
+"""What a training step computed, digested and appended to the traces of a process's virtual ranks."""
 
 from __future__ import annotations
 
@@ -6,138 +6,165 @@ import array
 import hashlib
 import math
 import random
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from runner.inside import trace
 from runner.inside.digests import digest_of_tensors, raw_bytes
+from runner.inside.tree import owned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Self
 
     from torch import Tensor, nn
 
+    from runner.inside.continuation import Continuation
     from runner.inside.job import Job
     from runner.inside.ranks import Ranks
     from runner.inside.seeding import Draws
+    from runner.inside.state import State
+
+_STREAMS = ("sample_ids", "batch", "rng_before", "output")
+
+
+class _Lane:
+    """The trace of one virtual rank, and what it has computed of the step so far."""
+
+    def __init__(self, file: Any, chain: bytes) -> None:
+        self.file = file
+        self.chain = chain
+        self.streams = {name: hashlib.sha256() for name in _STREAMS}
+        self.channels: dict[str, bytes] = {}
+        self.tensors: dict[str, list[bytes]] = {}
+
+    def look(self, channel: str, tensors: Iterable[object]) -> None:
+        """Take in one digest a tensor."""
+        words = [_digest(tensor) for tensor in tensors]
+        self.tensors[channel] = words
+        self.channels[channel] = trace.digest_of(words)
 
 
 class Recorder:
-    """Looks at each step of one rank; a step's record is with the system when `end` returns."""
+    """Looks at each step; its records are with the system when `end` returns."""
 
     def __init__(
         self,
         job: Job,
         ranks: Ranks,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        knobs: Mapping[str, object],
+        state: State,
+        header: trace.Header,
+        past: Continuation | None,
     ) -> None:
-        self._optimizer = optimizer
-        self._parameters = dict(model.named_parameters())
-        self._buffers = dict(model.named_buffers())
-        self._world_size = ranks.world_size
-        slices = trace.slices_for(sum(map(_size, self._parameters.values())))
-        header = trace.Header(
-            level=job.spec["determinism"]["level"],
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            torch=torch.__version__,
-            knobs=knobs,
-            weights=digest_of_tensors(model.state_dict()),
-            slices=slices,
-            parameters=_table(self._parameters, slices),
-            buffers=_table(self._buffers, slices),
-        )
-        self.chain = trace.first_link(header.weights)
+        self._optimizer = state.optimizer
+        self._device = ranks.device
+        self._parameters = dict(state.module.named_parameters())
+        self._places = {id(parameter): place for place, parameter in enumerate(self._parameters.values())}
+        self._buffers = dict(state.module.named_buffers())
         self._header, self._layout = header, trace.layout(header)
-        self._streams = {name: hashlib.sha256() for name in ("sample_ids", "batch", "output")}
-        self._channels: dict[str, bytes] = {}
-        self._tensors: dict[str, list[bytes]] = {}
+        self._step = past.step if past else 0
+        self._lanes = []
+        for number in owned(header.virtual_ranks, ranks.world_size, ranks.rank):
+            chain = past.take_over(number, header, job.out) if past else trace.first_link(header.weights)
+            file = (job.out / trace.file_name(number)).open("ab", buffering=0)
+            if past is None:
+                file.write(header._replace(virtual_rank=number).line())
+            self._lanes.append(_Lane(file, chain))
+        self._lane = self._lanes[0]
+        # What all virtual ranks share: digested once a step, written into each one's record.
+        self._shared = _Lane(None, b"")
         self._local: dict[int, Tensor] = {}
-        self._step = 0
-        model.register_forward_hook(self._see_output)
-        self._file = (job.out / trace.file_name(ranks.rank)).open("wb", buffering=0)
-        self._file.write(header.line())
+        state.module.register_forward_hook(self._see_output)
+
+    @property
+    def chains(self) -> list[bytes]:
+        """The heads of the chains of this process's virtual ranks."""
+        return [lane.chain for lane in self._lanes]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        for lane in self._lanes:
+            lane.file.close()
 
     def begin(self, step: int) -> None:
         """Look at what a step starts from."""
         self._step = step
-        self._streams = {name: hashlib.sha256() for name in self._streams}
-        self._channels["rng_before"] = _digest_of_generators()
-        self._look("weights_before", self._parameters_now())
+        self._shared.look("weights_before", self._parameters_now())
+        for lane in self._lanes:
+            lane.streams = {name: hashlib.sha256() for name in _STREAMS}
+
+    def enter(self, place: int) -> None:
+        """From here on look at another virtual rank of this process, counted from 0."""
+        self._lane = self._lanes[place]
 
     def see_samples(self, draws: Draws) -> None:
         """Take in the samples of a micro-batch."""
         self._stream("sample_ids", (draws.ids, draws.epochs))
 
     def see_batch(self, batch: object) -> None:
-        """Take in what a micro-batch is computed from."""
+        """Take in what a micro-batch is computed from: its tensors, and the random numbers that come next."""
         self._stream("batch", batch)
+        self._lane.streams["rng_before"].update(_generators(self._device))
 
     def _see_output(self, module: nn.Module, _inputs: object, output: object) -> None:
         # The experiment's loss is all that the loop is given; what it is computed from passes here.
         if module.training:
             self._stream("output", output)
 
-    def average(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        """Average a bucket of gradients over the ranks, and keep what this rank's own were: DDP's hook."""
+    def see_bucket(self, bucket: Any) -> None:
+        """Keep what this process's last virtual rank itself computed of a bucket of gradients."""
         wanted = {id(parameter) for parameter in self._parameters_now()}
         for parameter, gradient in zip(bucket.parameters(), bucket.gradients()):
             if id(parameter) in wanted:
-                # A copy, digested later: other ranks wait for this bucket.
+                # A copy, digested later: other processes wait for this bucket.
                 self._local[id(parameter)] = gradient.clone()
-        return allreduce_hook(None, bucket)  # type: ignore[arg-type, unused-ignore]
+
+    def see_local_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Look at what a virtual rank computed by itself, in the order of the model's parameters."""
+        wanted = self._parameters_now()
+        self._lane.look("local_grad", [gradients[self._places[id(parameter)]] for parameter in wanted])
 
     def see_gradients(self) -> None:
-        """Look at the gradients of all micro-batches and ranks, as the backward pass left them."""
+        """Look at the averaged gradients, as they are before they are unscaled and clipped."""
         parameters = self._parameters_now()
-        self._look("reduced_grad", [parameter.grad for parameter in parameters])
-        if self._world_size == 1:
-            self._channels["local_grad"] = self._channels["reduced_grad"]
-            self._tensors["local_grad"] = self._tensors["reduced_grad"]
-        else:
-            self._look("local_grad", [self._local.get(id(parameter)) for parameter in parameters])
+        self._shared.look("reduced_grad", [parameter.grad for parameter in parameters])
+        if self._local:
+            self._lanes[-1].look("local_grad", [self._local.get(id(parameter)) for parameter in parameters])
             self._local.clear()
+        elif self._header.virtual_ranks == 1:
+            self._lane.channels["local_grad"] = self._shared.channels["reduced_grad"]
+            self._lane.tensors["local_grad"] = self._shared.tensors["reduced_grad"]
 
-    def end(self, loss: float, grad_norm: float | None, scaler: Any) -> None:
-        """Look at what a step leaves, and append its record."""
-        channels, state = self._channels, scaler.state_dict()
-        channels.update({name: stream.digest()[: trace.WORD_BYTES] for name, stream in self._streams.items()})
-        channels["loss"] = trace.word(loss)
-        channels["grad_norm"] = trace.word(math.nan if grad_norm is None else grad_norm)
-        channels["scale"] = trace.word(state.get("scale", 1.0))
-        channels["growth"] = trace.word(state.get("_growth_tracker", 0), real=False)
-        channels["lr"] = trace.word(float(self._optimizer.param_groups[0]["lr"]))
-        channels["settings"] = self._digest_of_settings()
-        parameters = self._parameters_now()
-        self._look("optimizer", [self._optimizer.state.get(parameter) for parameter in parameters])
-        self._look("buffers", [self._buffers[entry.name] for entry in self._header.looked_at("buffers", self._step)])
-        self._look("weights", parameters)
-        content = trace.pack(self._layout, self._step, channels, self._tensors)
-        self.chain = trace.link(self.chain, content)
-        self._file.write(content + self.chain)
+    def end(self, losses: Sequence[float], grad_norm: float | None, scaler: Any) -> None:
+        """Look at what a step leaves, and append a record to each trace. One loss a virtual rank."""
+        shared, state, parameters = self._shared, scaler.state_dict(), self._parameters_now()
+        shared.channels["grad_norm"] = trace.word(math.nan if grad_norm is None else grad_norm)
+        shared.channels["scale"] = trace.word(state.get("scale", 1.0))
+        shared.channels["growth"] = trace.word(state.get("_growth_tracker", 0), real=False)
+        shared.channels["lr"] = trace.word(float(self._optimizer.param_groups[0]["lr"]))
+        shared.channels["settings"] = self._digest_of_settings()
+        shared.look("optimizer", [self._optimizer.state.get(parameter) for parameter in parameters])
+        shared.look("buffers", [self._buffers[entry.name] for entry in self._header.looked_at("buffers", self._step)])
+        shared.look("weights", parameters)
+        for lane, loss in zip(self._lanes, losses):
+            lane.channels["loss"] = trace.word(loss)
+            for name, stream in lane.streams.items():
+                lane.channels[name] = stream.digest()[: trace.WORD_BYTES]
+            channels, tensors = {**shared.channels, **lane.channels}, {**shared.tensors, **lane.tensors}
+            content = trace.pack(self._layout, self._step, channels, tensors)
+            lane.chain = trace.link(lane.chain, content)
+            lane.file.write(content + lane.chain)
 
     def _parameters_now(self) -> list[Tensor]:
         return [self._parameters[entry.name] for entry in self._header.looked_at("weights", self._step)]
 
-    def _look(self, channel: str, tensors: Iterable[object]) -> None:
-        words = [_digest(tensor) for tensor in tensors]
-        self._tensors[channel] = words
-        self._channels[channel] = trace.digest_of(words)
-
     def _stream(self, name: str, value: object) -> None:
-        for tensor in _tensors_in(value):
-            self._streams[name].update(raw_bytes(_plain(tensor)))
+        for tensor in tensors_in(value):
+            self._lane.streams[name].update(raw_bytes(_plain(tensor)))
 
     def _digest_of_settings(self) -> bytes:
         groups = [
@@ -145,6 +172,24 @@ class Recorder:
             for group in self._optimizer.param_groups
         ]
         return trace.digest_of([repr(groups).encode()])
+
+
+def header_of(job: Job, ranks: Ranks, model: nn.Module, knobs: Mapping[str, Any]) -> trace.Header:
+    """Return what the traces of a run say once. Its weights are the initial ones: call it before any are loaded."""
+    parameters = dict(model.named_parameters())
+    slices = trace.slices_for(sum(map(_size, parameters.values())))
+    return trace.Header(
+        level=job.spec["determinism"]["level"],
+        virtual_rank=0,
+        virtual_ranks=job.spec["virtual_ranks"],
+        world_size=ranks.world_size,
+        torch=torch.__version__,
+        knobs=knobs,
+        weights=digest_of_tensors(model.state_dict()),
+        slices=slices,
+        parameters=_table(parameters, slices),
+        buffers=_table(dict(model.named_buffers()), slices),
+    )
 
 
 def _table(tensors: Mapping[str, Tensor], slices: int) -> tuple[trace.Tensor, ...]:
@@ -164,21 +209,21 @@ def _digest(value: object) -> bytes:
     if value is None:
         return trace.NOTHING
     content = hashlib.sha256()
-    for tensor in _tensors_in(value):
+    for tensor in tensors_in(value):
         content.update(raw_bytes(_plain(tensor)))
     return content.digest()[: trace.WORD_BYTES]
 
 
-def _tensors_in(value: object) -> Iterable[Tensor]:
+def tensors_in(value: object) -> Iterable[Tensor]:
     """Yield the tensors in nested tuples, lists and mappings."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):
         for key in sorted(value, key=str):
-            yield from _tensors_in(value[key])
+            yield from tensors_in(value[key])
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors_in(item)
+            yield from tensors_in(item)
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -189,10 +234,11 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
-def _digest_of_generators() -> bytes:
-    python = random.getstate()
-    states = [torch.get_rng_state()] + (torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
-    content = hashlib.sha256(array.array("L", python[1]))
-    for state in states:
-        content.update(raw_bytes(state))
-    return content.digest()[: trace.WORD_BYTES]
+def _generators(device: torch.device) -> bytes:
+    """Return the states of the generators that this process's next numbers come from."""
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    content = bytes(array.array("L", random.getstate()[1])) + b"".join(bytes(raw_bytes(state)) for state in states)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        _, words, *rest = numpy.random.get_state()
+        content += words.tobytes() + repr(rest).encode()
+    return content

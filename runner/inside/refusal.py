@@ -1,8 +1,9 @@
-"""What the harness says when a run must not start, or must not be called done."""
+"""What the harness says when a run must not start, must not be called done, or was asked to end."""
 
 from __future__ import annotations
 
 EXIT_REFUSED = 2
+EXIT_STOPPED = 3
 
 
 class Refused(Exception):
@@ -10,3 +11,7 @@ class Refused(Exception):
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(f"error: {message}" if hint is None else f"error: {message}\n\nhint: {hint}")
+
+
+class Stopped(Exception):
+    """The run was asked to end, and its checkpoint is written."""

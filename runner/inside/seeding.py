@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 from typing import NamedTuple
 
 import torch
@@ -71,10 +72,12 @@ class Sampler:
 
 
 def seed_generators(seed: int, purpose: str) -> None:
-    """Seed Python's and torch's generators, on every device, for one purpose."""
+    """Seed Python's and torch's generators, on every device, for one purpose; NumPy's where it is in use."""
     low, high = key(seed, purpose)
     random.seed(low | high << 32)
     torch.manual_seed(low | high << 32)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed([low, high])
 
 
 def key(seed: int, purpose: str) -> tuple[int, int]:

@@ -14,8 +14,8 @@ For people who keep their own loop; loop.py is one. A loop goes
 
 from __future__ import annotations
 
+import inspect
 import math
-import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 from runner.inside import checkpoint, files, knobs, optimizers, schedule, seeding, trace
 from runner.inside.digests import digest_of_tensors
 from runner.inside.precision import Precision
-from runner.inside.recorder import Recorder
-from runner.inside.refusal import Refused
+from runner.inside.recorder import Recorder, header_of
+from runner.inside.refusal import Refused, Stopped
+from runner.inside.report import Report
+from runner.inside.state import State, past_of
+from runner.inside.virtual_ranks import VirtualRanks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """One rank's part of a run, from the first step to done.json."""
+    """One process's part of a run, from the first step to done.json."""
 
     def __init__(self, job: Job, ranks: Ranks, watch: Watch) -> None:
         self.job = job
@@ -49,12 +52,16 @@ class Session:
         self.watch = watch
         self.precision = Precision(self.config["precision"], ranks.device.type)
         self.training: Mapping[str, Any] = self.config["training"]
-        self.micro_batch_size = _micro_batch_size(self.training, ranks.world_size)
+        self.last_step: int = job.last_step or self.training["steps"]
+        self.micro_batch_size = _micro_batch_size(self.training, job.spec["virtual_ranks"])
         self._open = ExitStack()
+        self._kept: dict[str, Any] = {}
         self._step = 0
-        self._loss = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        self._place = 0
+        self._is_stopping = False
         self._last_loss = math.nan
-        self._logged_step, self._logged_at = 0, 0.0
+        self._metrics: dict[str, float] = {}
+        self._report = self._open.enter_context(Report(job, ranks))
         knobs.set_up(job.spec["determinism"]["level"])
         seeding.seed_generators(self.config["seed"], "model")
 
@@ -64,162 +71,172 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Place a model on this rank's device, wrap it for several ranks, and start the trace.
+    def keep(self, name: str, part: Any) -> None:
+        """Put something else with state_dict and load_state_dict into checkpoints. To be called before `prepare`."""
+        self._kept[name] = part
 
-        Raises Refused if a setting is not as pinned or the level cannot be kept with this optimizer.
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Place a model on this process's device, wrap it for several, take up a checkpoint, and start the trace.
+
+        Raises Refused if a setting is not as pinned or the level cannot be kept with this model or optimizer.
         """
-        read_back = knobs.verify(self.job.spec)
-        if self.job.spec["determinism"]["level"] == knobs.PORTABLE:
-            optimizers.require_portable(optimizer)
-        self.module = model.to(self.ranks.device)
+        job, ranks, level = self.job, self.ranks, self.job.spec["determinism"]["level"]
+        read_back = knobs.verify(job.spec)
+        if level.startswith(knobs.PORTABLE):
+            optimizers.require_portable(optimizer, level)
+        self.module = model.to(ranks.device)
         self.model: Any = self.module
         self.optimizer = optimizer
         self._lrs = [group["lr"] for group in optimizer.param_groups]
-        if self.ranks.world_size > 1:
+        self.shares = VirtualRanks(self.module, ranks, job.spec["virtual_ranks"], exact=level not in knobs.INEXACT)
+        self._losses = torch.zeros(len(self.shares.own), dtype=torch.float64, device=ranks.device)
+        # What the trace says of the initial weights is said before others are loaded.
+        header = header_of(job, ranks, self.module, read_back)
+        if ranks.world_size > 1:
             self.watch.wait()
-            # DDP gives every rank the weights of rank 0, and averages the gradients.
-            self.model = DistributedDataParallel(self.module, gradient_as_bucket_view=True)
+            self._distribute()
+        self._state = State(self.module, optimizer, self.precision.scaler, self._kept)
+        past, problem = past_of(job, ranks, self.shares.count)
+        if past is not None:
+            self._state.load(past)
+            self._step, self._last_loss, self._metrics = past.step, past.training["loss"], past.training["metrics"]
         self.watch.arm()
-        self._trace = self._open.enter_context(Recorder(self.job, self.ranks, self.module, optimizer, read_back))
-        if self.ranks.world_size > 1:
-            self.model.register_comm_hook(None, lambda _state, bucket: self._trace.average(bucket))
-        if self.ranks.is_first:
-            self._start(read_back)
-        # From here on each rank draws its own numbers, for dropout and the like.
-        seeding.seed_generators(self.config["seed"], f"rank {self.ranks.rank}")
+        self._trace = self._open.enter_context(Recorder(job, ranks, self._state, header, past))
+        self._report.start(self.module, read_back)
+        if job.resume is not None:
+            self._report.resume(self._step, past.events() if past else (), problem)
+        if past is not None and ranks.is_first:
+            checkpoint.copy(past.path, job.out / "checkpoints")
         return self.model, optimizer
 
-    def _start(self, read_back: Mapping[str, object]) -> None:
-        self._events = self._open.enter_context(files.Events(self.job.out / "events.jsonl"))
-        self._events.write(
-            "start",
-            torch=torch.__version__,
-            knobs=read_back,
-            threads=torch.get_num_threads(),
-            device=self.ranks.device_name,
-            parameters=sum(parameter.numel() for parameter in self.module.parameters()),
-        )
-        self._logged_at = time.monotonic()
+    def _distribute(self) -> None:
+        """Wrap the model so that its backward pass hands over gradients while it goes on."""
+        alone = len(self.shares.own) == 1
+        # torch 2.13 gave the setting a new name.
+        is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        buffers: dict[str, Any] = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
+        # Buffers are averaged after the step. A gradient that lives in a bucket cannot be put aside.
+        self.model = DistributedDataParallel(self.module, gradient_as_bucket_view=alone, **buffers)
+        self.model.register_comm_hook(None, lambda _state, bucket: self._reduce(bucket))
+
+    def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        self._trace.see_bucket(bucket)
+        return self.shares.reduce(bucket)
 
     def steps(self) -> Iterator[int]:
-        """Yield the steps, counted from 1, each with its learning rate set."""
-        for step in range(1, self.training["steps"] + 1):
+        """Yield the steps, counted from 1, each with its learning rate set. Raises Stopped if the host asks for it."""
+        for step in range(self._step + 1, self.last_step + 1):
             self._step = step
             scale = schedule.scale_at(step, self.training["steps"], self.config["schedule"])
             for group, lr in zip(self.optimizer.param_groups, self._lrs):
                 group["lr"] = lr * scale
             self._trace.begin(step)
+            self.shares.begin_step()
             yield step
+            if step < self.training["steps"] and (self._is_stopping or step == self.last_step):
+                self._end_early()
+
+    def _end_early(self) -> None:
+        if not self.is_due(self.training["checkpoint_every_steps"]):
+            self.checkpoint()
+        if self._step == self.last_step:
+            return
+        self._report.tell("stopped", step=self._step)
+        raise Stopped
 
     def micro_batches(self, sampler: seeding.Sampler) -> Iterator[seeding.Draws]:
-        """Yield this rank's share of the step's samples, a micro-batch at a time."""
-        count = self.training["micro_batches"]
-        first = (self._step - 1) * self.training["batch_size"] + self.ranks.rank * count * self.micro_batch_size
-        for index in range(count):
-            # Ranks speak to each other in the backward pass of the last micro-batch only.
-            self.model.require_backward_grad_sync = index == count - 1
-            draws = sampler.draws(first + index * self.micro_batch_size, self.micro_batch_size)
-            self._trace.see_samples(draws)
-            yield draws
+        """Yield this process's share of the step's samples: its virtual ranks in turn, a micro-batch at a time."""
+        count, own = self.training["micro_batches"], self.shares.own
+        first = (self._step - 1) * self.training["batch_size"]
+        for self._place, number in enumerate(own):
+            self.shares.begin()
+            self._trace.enter(self._place)
+            # The numbers of dropout and the like belong to step and virtual rank, whatever was drawn before.
+            seeding.seed_generators(self.config["seed"], f"step {self._step} rank {number}")
+            for index in range(number * count, (number + 1) * count):
+                # Processes speak to each other in the backward pass of their last micro-batch only.
+                self.model.require_backward_grad_sync = index == own[-1] * count + count - 1
+                draws = sampler.draws(first + index * self.micro_batch_size, self.micro_batch_size)
+                self._trace.see_samples(draws)
+                yield draws
+            self.shares.end(number, self._trace.see_local_gradients)
 
     def autocast(self) -> torch.autocast:
         """Return the context of the forward pass and the loss, in the run's precision."""
-        self.watch.wait()  # several ranks share their buffers first
         return self.precision.autocast()
 
     def to_device(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return a batch on this rank's device."""
+        """Return a batch on this process's device."""
         if self.module.training:
             self._trace.see_batch(batch)
         return tuple(tensor.to(self.ranks.device, non_blocking=True) for tensor in batch)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one micro-batch, whose loss is a mean over its samples."""
-        self._loss += loss.detach().double() / self.training["micro_batches"]
+        self._losses[self._place] += loss.detach().double() / self.training["micro_batches"]
         self.watch.wait()
         self.precision.scaler.scale(loss / self.training["micro_batches"]).backward()
 
     def step(self) -> None:
-        """Update the weights with the gradients of all micro-batches and ranks, and record the step."""
+        """Update the weights with the gradients of all virtual ranks, and record the step."""
         scaler, clip_norm = self.precision.scaler, self.training.get("clip_norm")
+        self.shares.finish()
         self._trace.see_gradients()
         scaler.unscale_(self.optimizer)
-        norm = None if clip_norm is None else torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip_norm)
+        norm = None
+        if clip_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip_norm).item()
         scaler.step(self.optimizer)
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.ranks.gather_number(self._loss)
+        own = self._losses.tolist()
+        self._losses.zero_()
+        losses = self._all_losses(own)
         self._last_loss = math.fsum(losses) / len(losses)
-        self._loss.zero_()
-        self._trace.end(losses[self.ranks.rank], None if norm is None else norm.item(), scaler)
+        self._trace.end(own, norm, scaler)
         self.watch.arm()
-        if self.ranks.is_first:
-            self._report(norm)
+        self._report.step(self._step, self._last_loss, self.optimizer, norm, scaler)
         if not math.isfinite(self._last_loss):
             raise Refused(f"the loss is {self._last_loss} at step {self._step}: the training has diverged")
 
-    def _report(self, norm: Tensor | None) -> None:
-        steps, every = self.training["steps"], self.job.log_every_steps
-        if self._step % every and self._step not in (1, steps):
-            return
-        now = time.monotonic()
-        samples = (self._step - self._logged_step) * self.training["batch_size"]
-        extra = {"grad_norm": norm} if norm is not None else {}
-        if self.precision.scaler.is_enabled():
-            extra["scale"] = self.precision.scaler.get_scale()
-        self._events.write(
-            "step",
-            step=self._step,
-            steps=steps,
-            loss=_finite(self._last_loss),
-            lr=float(self.optimizer.param_groups[0]["lr"]),
-            samples_per_s=samples / max(now - self._logged_at, 1e-9),
-            **{name: _finite(float(value)) for name, value in extra.items()},
-        )
-        self._logged_step, self._logged_at = self._step, now
+    def _all_losses(self, own: list[float]) -> list[float]:
+        """Return the losses of all virtual ranks; on the way, agree on whether to stop after this step."""
+        most = -(-self.shares.count // self.ranks.world_size)
+        told = [float(self.job.is_asked_to_stop), float(len(own)), *own, *[0.0] * (most - len(own))]
+        gathered = self.ranks.gather_numbers(told)
+        self._is_stopping = any(is_asked for is_asked, *_ in gathered)
+        return [loss for _, count, *losses in gathered for loss in losses[: int(count)]]
 
     def is_due(self, every_steps: int) -> bool:
         """Say whether something that happens every so many steps, and at the end, happens after this one."""
         return self._step == self.training["steps"] or bool(every_steps and self._step % every_steps == 0)
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Record metrics of this step."""
-        if self.ranks.is_first:
-            self._events.write("eval", step=self._step, metrics=metrics)
-
-    def share_buffers(self) -> None:
-        """Give every rank the running statistics of rank 0, as the next forward pass would."""
-        self.ranks.copy_from_first(list(self.module.buffers()))
+        """Record metrics of this step; the last ones are the run's."""
+        self._metrics = dict(metrics)
+        self._report.tell("eval", step=self._step, metrics=metrics)
 
     def checkpoint(self) -> None:
-        """Write the full state after this step."""
-        self.share_buffers()
-        generators = self.ranks.gather(checkpoint.generator_states())
+        """Write the full state after this step. Generators have none: each step seeds them anew."""
+        chains = [chain for own in self.ranks.gather(self._trace.chains) for chain in own]
         if self.ranks.is_first:
-            training = {
-                "step": self._step,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.precision.scaler.state_dict(),
-                "generators": generators,
-            }
-            folder = self.job.out / "checkpoints"
-            digest = checkpoint.save(folder, self._step, self.module.state_dict(), training)
-            self._events.write("checkpoint", step=self._step, digest=digest)
+            folder, training = self.job.out / "checkpoints", self._state.training(self._last_loss, self._metrics)
+            digest = checkpoint.save(folder, self._step, self.module.state_dict(), training, chains)
+            checkpoint.keep_newest(folder, self.training["checkpoints_kept"])
+            self._report.tell("checkpoint", step=self._step, digest=digest)
+        self.watch.wait()
         self.ranks.gather(None)
         self.watch.arm()
 
-    def finish(self, metrics: Mapping[str, float]) -> None:
+    def finish(self, metrics: Mapping[str, float] | None = None) -> None:
         """Prove that all ranks hold the same weights, and write done.json. Nothing may follow."""
         knobs.verify(self.job.spec)
-        self.share_buffers()
         weights = digest_of_tensors(self.module.state_dict())
         self.ranks.require_equal(weights)
         self.watch.close()
-        if self.ranks.is_first:
-            self._events.write("end", step=self._step)
+        self._report.tell("end", step=self._step)
         self._open.close()
-        chains = self.ranks.gather(self._trace.chain)
+        chains = [chain for own in self.ranks.gather(self._trace.chains) for chain in own]
         if not self.ranks.is_first:
             return
         done = {
@@ -227,22 +244,17 @@ class Session:
             "fingerprint": trace.fingerprint(chains, weights),
             "weights": weights,
             "steps": self._step,
-            "metrics": {**metrics, "train_loss": self._last_loss},
+            "metrics": {**self._metrics, **(metrics or {}), "train_loss": self._last_loss},
         }
         files.write_done(self.job.out, done)
 
 
-def _micro_batch_size(training: Mapping[str, Any], world_size: int) -> int:
-    batch_size, parts = training["batch_size"], world_size * training["micro_batches"]
+def _micro_batch_size(training: Mapping[str, Any], virtual_ranks: int) -> int:
+    batch_size, parts = training["batch_size"], virtual_ranks * training["micro_batches"]
     if batch_size % parts:
         raise Refused(
             f"training.batch_size: {batch_size} samples cannot be shared equally by "
-            f"{world_size} ranks x {training['micro_batches']} micro-batches",
+            f"{virtual_ranks} ranks x {training['micro_batches']} micro-batches",
             hint=f"training.batch_size={-(-batch_size // parts) * parts}",
         )
     return int(batch_size // parts)
-
-
-def _finite(number: float) -> float | None:
-    """Return a number as JSON can say it: None for NaN and infinity."""
-    return number if math.isfinite(number) else None

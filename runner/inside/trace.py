@@ -1,4 +1,4 @@
-"""The trace: what each step of a rank computed, one fixed-size record a step, chained. Described in docs/trace.md.
+"""The trace: what each step of a virtual rank computed, a fixed-size record a step, chained. See docs/trace.md.
 
 Two equal chains mean two equal histories up to that step. Nothing but training content enters a chain.
 Standard library only and no files: the container writes traces with this module, the host reads them with it.
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 FORMAT = "xrun-trace"
-VERSION = 2
-MAGIC = b"xrun trace 2\n"
+VERSION = 3
+MAGIC = b"xrun trace 3\n"
 DIGEST = "sha256/8"
 WORD_BYTES = 8
 CHAIN_BYTES = 32
@@ -69,8 +69,10 @@ class Header(NamedTuple):
     """What a trace says once."""
 
     level: str
-    rank: int
+    virtual_rank: int
+    virtual_ranks: int
     world_size: int
+    """Processes that the virtual ranks were shared among; no bit depends on it."""
     torch: str
     knobs: Mapping[str, Any]
     """Settings as the libraries themselves reported them."""
@@ -123,9 +125,9 @@ class Record(NamedTuple):
         return float(struct.unpack("<d" if channel in REALS else "<Q", self.channels[channel])[0])
 
 
-def file_name(rank: int) -> str:
-    """Return the name of a rank's trace in the run's folder."""
-    return f"trace-rank{rank}.bin"
+def file_name(virtual_rank: int) -> str:
+    """Return the name of a virtual rank's trace in the run's folder."""
+    return f"trace-rank{virtual_rank}.bin"
 
 
 def layout(header: Header) -> Layout:
@@ -198,7 +200,7 @@ def link(previous: bytes, content: bytes) -> bytes:
 
 
 def fingerprint(chains: Sequence[bytes], weights: str) -> str:
-    """Return the fingerprint of a run: the heads of all ranks' chains, closed with the digest of the final weights."""
+    """Return the fingerprint of a run: the heads of all chains, closed with the digest of the final weights."""
     return "sha256:" + link(b"".join(chains), raw(weights)).hex()
 
 

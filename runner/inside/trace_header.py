@@ -13,7 +13,8 @@ _SLICES_CAP = 1 << 16
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _KEYS = {
     "level": str,
-    "rank": int,
+    "virtual_rank": int,
+    "virtual_ranks": int,
     "world_size": int,
     "torch": str,
     "knobs": dict,

@@ -69,6 +69,7 @@ def test_hyperparameters_hold_what_is_trained_and_no_open_key(conf: Path) -> Non
             "micro_batches": 1,
             "eval_every_steps": 0,
             "checkpoint_every_steps": 0,
+            "checkpoints_kept": 3,
         },
         "schedule": {"kind": "constant", "warmup_steps": 0, "final_scale": 1.0},
         "precision": "fp32",

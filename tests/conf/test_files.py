@@ -16,7 +16,16 @@ def refused(conf: Path) -> str:
 
 def test_groups_are_the_folders_of_conf_and_options_its_files(conf: Path) -> None:
     assert groups(conf) == {
-        "determinism": ("portable-v3", "repeat", "seeded", "strongest"),
+        "determinism": (
+            "elastic",
+            "portable-v2",
+            "portable-v3",
+            "portable-v4",
+            "repeat",
+            "resume",
+            "seeded",
+            "strongest",
+        ),
         "experiment": ("tiny",),
         "hardware": ("cpu", "h200"),
         "image": ("cpu", "pytorch-cuda"),

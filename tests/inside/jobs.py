@@ -89,6 +89,7 @@ def make_spec(**changes: Any) -> dict[str, Any]:
     """A spec of the tiny experiment; a change names its place: `config__training__steps=9`."""
     experiment = {"name": "tiny", "module": "tiny", "command": [], "outputs": [], "data": []}
     training = {"steps": 6, "batch_size": 16, "micro_batches": 1, "eval_every_steps": 0, "checkpoint_every_steps": 0}
+    training["checkpoints_kept"] = 0
     spec: dict[str, Any] = {
         "config": {
             "experiment": experiment,
@@ -112,16 +113,18 @@ def make_spec(**changes: Any) -> dict[str, Any]:
         place[at[-1]] = value
     spec.setdefault("virtual_ranks", spec["ranks"])
     determinism = spec["determinism"]
-    determinism.setdefault("environment", environment(determinism["level"], spec["hardware"]["threads"]))
+    determinism.setdefault(
+        "environment", environment(determinism["level"], spec["hardware"]["threads"], spec["config"]["precision"])
+    )
     return spec
 
 
 class Ran:
     """What a process left."""
 
-    def __init__(self, process: "subprocess.CompletedProcess[str]", out: Path) -> None:
-        self.exit_code = process.returncode
-        self.output = process.stdout + process.stderr
+    def __init__(self, exit_code: int, output: str, out: Path) -> None:
+        self.exit_code = exit_code
+        self.output = output
         self.out = out
 
     @property
@@ -154,8 +157,8 @@ def source_folder(folder: Path) -> Path:
     return source
 
 
-def run(folder: Path, spec: Mapping[str, Any], **options: Any) -> Ran:
-    """Run a spec in a real process. Options: name, data, hang_timeout_s, environment (laid over), launcher (argv)."""
+def start(folder: Path, spec: Mapping[str, Any], **options: Any) -> "subprocess.Popen[str]":
+    """Start a spec in a real process. Options: name, data, hang_timeout_s, environment (laid over), launcher (argv)."""
     out = folder / options.get("name", "out")
     out.mkdir()
     spec_file = folder / f"{out.name}.json"
@@ -163,6 +166,7 @@ def run(folder: Path, spec: Mapping[str, Any], **options: Any) -> Ran:
     variables = {
         "HOME": str(folder),
         "PATH": os.environ["PATH"],
+        "XRUN_CONTROL": str(folder),
         "XRUN_DATA": str(options.get("data", folder / "data")),
         "XRUN_HANG_TIMEOUT_S": str(options.get("hang_timeout_s", 300)),
         "XRUN_LOG_EVERY_STEPS": "2",
@@ -173,7 +177,12 @@ def run(folder: Path, spec: Mapping[str, Any], **options: Any) -> Ran:
         **options.get("environment", {}),
     }
     argv = [*options.get("launcher", []), sys.executable, "-m", "runner.inside"]
-    process = subprocess.run(
-        argv, cwd=source_folder(folder), env=variables, capture_output=True, text=True, check=False, timeout=900
-    )
-    return Ran(process, out)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(argv, cwd=source_folder(folder), env=variables, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(folder: Path, spec: Mapping[str, Any], **options: Any) -> Ran:
+    """Run a spec in a real process, with the options of `start`."""
+    process = start(folder, spec, **options)
+    output = "".join(process.communicate(timeout=900))
+    return Ran(process.returncode, output, folder / options.get("name", "out"))

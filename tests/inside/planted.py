@@ -8,6 +8,7 @@ import importlib
 import json
 import math
 import os
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,10 @@ class Planted:
         if self.is_due("sample order"):
             draws = draws._replace(ids=draws.ids.flip(0))
         inputs, labels = tiny.batch(config, data, draws)
+        if self.is_due("random generator"):
+            torch.rand(1)
+        if self.is_due("python's random generator"):
+            random.random()
         if self.is_due("pixel"):
             nudge(inputs)
         if self.is_due("swapped inputs"):
@@ -118,8 +123,6 @@ def nudge(tensor: torch.Tensor) -> None:
 
 BETWEEN: "dict[str, Callable[[Any], object]]" = {
     "weight between steps": lambda session: nudge(session.module[4].bias),
-    "random generator": lambda _session: torch.rand(1),
-    "python's random generator": lambda _session: __import__("random").random(),
     "optimizer state between steps": lambda session: nudge(next(iter(session.optimizer.state.values()))["exp_avg"]),
 }
 
