@@ -32,6 +32,9 @@ class Progress:
         match event["kind"]:
             case "start":
                 self._print(_start(event))
+            case "resume":
+                problem = f" ({event['message']})" if event.get("message") else ""
+                self._print(f"going on after step {_shown(event.get('step'))}{problem}")
             case "step":
                 self._step(event)
             case "eval" if isinstance(event.get("metrics"), dict):
