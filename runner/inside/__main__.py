@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -15,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
 from runner.inside import command, job, loop, ranks  # noqa: E402, they import torch
-from runner.inside.refusal import EXIT_REFUSED, EXIT_STOPPED, Refused, Stopped  # noqa: E402
+from runner.inside.refusal import EXIT_REFUSED, EXIT_STOPPED, Ended, Refused, Stopped  # noqa: E402
 from runner.inside.session import Session  # noqa: E402
 from runner.inside.watch import Watch  # noqa: E402
 
@@ -29,7 +30,7 @@ def main() -> int:
         job.verify_data(run)
         if run.config["experiment"]["command"]:
             return command.run(run)
-        return train(run) if run.spec["ranks"] == 1 else ranks.launch(run)
+        return train(run) if run.ranks == 1 else ranks.launch(run)
     except Stopped:
         return EXIT_STOPPED
     except Refused as refused:
@@ -44,7 +45,7 @@ def train(run: job.Job) -> int:
     alone = place.world_size == 1
     with Watch(run.out / "errors" / f"rank{place.rank}.txt", run.hang_timeout_s, alone=alone) as watch:
         experiment = importlib.import_module(f"experiments.{run.config['experiment']['module']}")
-        with Session(run, place, watch) as session:
+        with Session(run, place, watch) as session, contextlib.suppress(Ended):
             own_loop = getattr(experiment, "train", None)
             own_loop(session) if own_loop else loop.train(session, experiment)
     ranks.leave(place)

@@ -83,7 +83,7 @@ def is_rank() -> bool:
 
 def join(job: Job) -> Ranks:
     """Return this process's place among the ranks; blocks until all are there."""
-    world_size = job.spec["ranks"]
+    world_size = job.ranks
     rank = int(os.environ["RANK"]) if world_size > 1 else 0
     device = torch.device("cpu")
     if job.spec["hardware"]["device"] == "cuda":
@@ -115,7 +115,7 @@ def launch(job: Job) -> int:
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=job.spec["ranks"],
+        nproc_per_node=job.ranks,
         run_id="xrun",
         rdzv_backend="static",
         rdzv_endpoint=f"{_ADDRESS}:{_free_port()}",
