@@ -63,6 +63,8 @@ class Parting(NamedTuple):
     module: str
     message: str
     """What about it differs, in words."""
+    is_cause: bool
+    """Whether it computed other bits from equal inputs; what else differs is of a cause before it, or outside."""
 
 
 def file_name(process: int) -> str:
@@ -109,6 +111,16 @@ def _is_right(key: str, value: object) -> bool:
     return _NAME.fullmatch(value) is not None if key == "name" else len(value) <= _TEXT_CAP
 
 
+def first_of(past: Sequence[Sequence[Operator]], again: Sequence[Sequence[Operator]]) -> Parting | None:
+    """Return the first operator that differs between the logs of all processes: a cause, where there is one."""
+    if len(past) == len(again):
+        pairs = list(zip(past, again))
+    else:
+        pairs = [in_common([each for log in past for each in log], [each for log in again for each in log])]
+    partings = [parting for parting in (first_operator(*pair) for pair in pairs) if parting]
+    return min(partings, key=lambda parting: (not parting.is_cause, parting.number), default=None)
+
+
 def first_operator(past: Sequence[Operator], again: Sequence[Operator]) -> Parting | None:
     """Return the first operator that differs between two logs of one step, None where none does."""
     for old, new in zip(past, again):
@@ -117,7 +129,7 @@ def first_operator(past: Sequence[Operator], again: Sequence[Operator]) -> Parti
         if old.inputs != new.inputs:
             return _parting(new, f"{new.place} is given other inputs; what computed them is not in the log")
         if old.outputs != new.outputs:
-            return _parting(new, f"{new.place} computed other bits from equal inputs")
+            return _parting(new, f"{new.place} computed other bits from equal inputs", is_cause=True)
     if len(past) == len(again):
         return None
     longer = max(past, again, key=len)
@@ -125,8 +137,8 @@ def first_operator(past: Sequence[Operator], again: Sequence[Operator]) -> Parti
     return _parting(extra, f"{extra.place} is called by one of the runs only")
 
 
-def _parting(operator: Operator, message: str) -> Parting:
-    return Parting(operator.number, operator.name, operator.module, message)
+def _parting(operator: Operator, message: str, *, is_cause: bool = False) -> Parting:
+    return Parting(operator.number, operator.name, operator.module, message, is_cause)
 
 
 def in_common(past: Sequence[Operator], again: Sequence[Operator]) -> tuple[list[Operator], list[Operator]]:

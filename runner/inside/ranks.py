@@ -14,6 +14,7 @@ import torch
 from torch import distributed
 from torch.nn import functional
 
+from runner.inside.knobs import is_elastic
 from runner.inside.refusal import EXIT_STOPPED, Refused
 
 if TYPE_CHECKING:
@@ -79,6 +80,15 @@ class Ranks(NamedTuple):
 def is_rank() -> bool:
     """Say whether this process is one of several, started by the launcher."""
     return "RANK" in os.environ
+
+
+def require_possible(job: Job) -> None:
+    """Raise Refused unless the level holds on as many ranks as compute the run."""
+    pinned, virtual_ranks, level = job.spec["ranks"], job.spec["virtual_ranks"], job.spec["determinism"]["level"]
+    if job.ranks != pinned and not is_elastic(level):
+        raise Refused(f"level {level} promises nothing on {job.ranks} ranks: the run has {pinned}")
+    if job.ranks > virtual_ranks:
+        raise Refused(f"{job.ranks} ranks cannot share {virtual_ranks} virtual ranks")
 
 
 def join(job: Job) -> Ranks:
