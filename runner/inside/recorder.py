@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import array
 import hashlib
 import math
-import random
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from runner.inside import trace
-from runner.inside.digests import digest_of_tensors, raw_bytes
+from runner.inside.digests import digest_of_tensors, plain, raw_bytes
+from runner.inside.operators import OperatorLog
+from runner.inside.seeding import generators
 from runner.inside.tree import owned
 
 if TYPE_CHECKING:
@@ -58,8 +57,9 @@ class Recorder:
         header: trace.Header,
         past: Continuation | None,
     ) -> None:
+        self._job, self._ranks, self._state = job, ranks, state
+        self._operators: OperatorLog | None = None
         self._optimizer = state.optimizer
-        self._device = ranks.device
         self._parameters = dict(state.module.named_parameters())
         self._places = {id(parameter): place for place, parameter in enumerate(self._parameters.values())}
         self._buffers = dict(state.module.named_buffers())
@@ -87,12 +87,16 @@ class Recorder:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._close_operators()
         for lane in self._lanes:
             lane.file.close()
 
     def begin(self, step: int) -> None:
-        """Look at what a step starts from."""
+        """Look at what a step starts from; from here on at its operators, too, if they are asked for."""
         self._step = step
+        if step == self._job.operators_step:
+            self._operators = OperatorLog(self._job.out, self._ranks.rank, self._state.module)
+            self._operators.__enter__()
         self._shared.look("weights_before", self._parameters_now())
         for lane in self._lanes:
             lane.streams = {name: hashlib.sha256() for name in _STREAMS}
@@ -100,6 +104,20 @@ class Recorder:
     def enter(self, place: int) -> None:
         """From here on look at another virtual rank of this process, counted from 0."""
         self._lane = self._lanes[place]
+        self._say_whose(owned(self._header.virtual_ranks, self._ranks.world_size, self._ranks.rank)[place])
+
+    def leave(self) -> None:
+        """Say that a virtual rank's own share of the step is computed."""
+        self._say_whose(None)
+
+    def _say_whose(self, number: int | None) -> None:
+        if self._operators is not None:
+            self._operators.rank = number
+
+    def _close_operators(self) -> None:
+        if self._operators is not None:
+            self._operators.__exit__(None, None, None)
+            self._operators = None
 
     def see_samples(self, draws: Draws) -> None:
         """Take in the samples of a micro-batch."""
@@ -108,7 +126,7 @@ class Recorder:
     def see_batch(self, batch: object) -> None:
         """Take in what a micro-batch is computed from: its tensors, and the random numbers that come next."""
         self._stream("batch", batch)
-        self._lane.streams["rng_before"].update(_generators(self._device))
+        self._lane.streams["rng_before"].update(generators(self._ranks.device))
 
     def _see_output(self, module: nn.Module, _inputs: object, output: object) -> None:
         # The experiment's loss is all that the loop is given; what it is computed from passes here.
@@ -141,6 +159,7 @@ class Recorder:
 
     def end(self, losses: Sequence[float], grad_norm: float | None, scaler: Any) -> None:
         """Look at what a step leaves, and append a record to each trace. One loss a virtual rank."""
+        self._close_operators()
         shared, state, parameters = self._shared, scaler.state_dict(), self._parameters_now()
         shared.channels["grad_norm"] = trace.word(math.nan if grad_norm is None else grad_norm)
         shared.channels["scale"] = trace.word(state.get("scale", 1.0))
@@ -164,7 +183,7 @@ class Recorder:
 
     def _stream(self, name: str, value: object) -> None:
         for tensor in tensors_in(value):
-            self._lane.streams[name].update(raw_bytes(_plain(tensor)))
+            self._lane.streams[name].update(raw_bytes(plain(tensor)))
 
     def _digest_of_settings(self) -> bytes:
         groups = [
@@ -177,7 +196,7 @@ class Recorder:
 def header_of(job: Job, ranks: Ranks, model: nn.Module, knobs: Mapping[str, Any]) -> trace.Header:
     """Return what the traces of a run say once. Its weights are the initial ones: call it before any are loaded."""
     parameters = dict(model.named_parameters())
-    slices = trace.slices_for(sum(map(_size, parameters.values())))
+    slices = 1 if job.traces_only else trace.slices_for(sum(map(_size, parameters.values())))
     return trace.Header(
         level=job.spec["determinism"]["level"],
         virtual_rank=0,
@@ -210,7 +229,7 @@ def _digest(value: object) -> bytes:
         return trace.NOTHING
     content = hashlib.sha256()
     for tensor in tensors_in(value):
-        content.update(raw_bytes(_plain(tensor)))
+        content.update(raw_bytes(plain(tensor)))
     return content.digest()[: trace.WORD_BYTES]
 
 
@@ -224,21 +243,3 @@ def tensors_in(value: object) -> Iterable[Tensor]:
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from tensors_in(item)
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return a tensor whose memory, read from its start, is its content: a copy only where there is no other way."""
-    tensor = tensor.detach().cpu()
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):  # noqa: PLR2004, n, c, h, w
-        return tensor
-    return tensor.contiguous()
-
-
-def _generators(device: torch.device) -> bytes:
-    """Return the states of the generators that this process's next numbers come from."""
-    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-    content = bytes(array.array("L", random.getstate()[1])) + b"".join(bytes(raw_bytes(state)) for state in states)
-    if (numpy := sys.modules.get("numpy")) is not None:
-        _, words, *rest = numpy.random.get_state()
-        content += words.tobytes() + repr(rest).encode()
-    return content

@@ -26,10 +26,10 @@ from runner.inside import checkpoint, files, knobs, requirements, schedule, seed
 from runner.inside.digests import digest_of_tensors
 from runner.inside.precision import Precision
 from runner.inside.recorder import Recorder, header_of
-from runner.inside.refusal import Refused, Stopped
+from runner.inside.refusal import Ended, Refused, Stopped
 from runner.inside.report import Report
 from runner.inside.state import State, past_of
-from runner.inside.virtual_ranks import VirtualRanks
+from runner.inside.virtual_ranks import VirtualRanks, micro_batch_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -53,7 +53,7 @@ class Session:
         self.precision = Precision(self.config["precision"], ranks.device.type)
         self.training: Mapping[str, Any] = self.config["training"]
         self.last_step: int = job.last_step or self.training["steps"]
-        self.micro_batch_size = _micro_batch_size(self.training, job.spec["virtual_ranks"])
+        self.micro_batch_size = micro_batch_size(job)
         self._open = ExitStack()
         self._kept: dict[str, Any] = {}
         self._step = 0
@@ -87,7 +87,7 @@ class Session:
         self.model: Any = self.module
         self.optimizer = optimizer
         self._lrs = [group["lr"] for group in optimizer.param_groups]
-        self.shares = VirtualRanks(self.module, ranks, job.spec["virtual_ranks"], exact=level not in knobs.INEXACT)
+        self.shares = VirtualRanks(self.module, ranks, job)
         self._losses = torch.zeros(len(self.shares.own), dtype=torch.float64, device=ranks.device)
         # What the trace says of the initial weights is said before others are loaded.
         header = header_of(job, ranks, self.module, read_back)
@@ -158,6 +158,7 @@ class Session:
                 draws = sampler.draws(first + index * self.micro_batch_size, self.micro_batch_size)
                 self._trace.see_samples(draws)
                 yield draws
+            self._trace.leave()
             self.shares.end(number, self._trace.see_local_gradients)
 
     def autocast(self) -> torch.autocast:
@@ -195,7 +196,10 @@ class Session:
         self._trace.end(own, norm, scaler)
         self.watch.arm()
         self._report.step(self._step, self._last_loss, self.optimizer, norm, scaler)
-        if not math.isfinite(self._last_loss):
+        if self.job.traces_only:
+            if self._step == self.last_step:
+                raise Ended
+        elif not math.isfinite(self._last_loss):
             raise Refused(f"the loss is {self._last_loss} at step {self._step}: the training has diverged")
 
     def _all_losses(self, own: list[float]) -> list[float]:
@@ -230,8 +234,7 @@ class Session:
     def finish(self, metrics: Mapping[str, float] | None = None) -> None:
         """Prove that all ranks hold the same weights, and write done.json. Nothing may follow."""
         knobs.verify(self.job.spec)
-        weights = digest_of_tensors(self.module.state_dict())
-        self.ranks.require_equal(weights)
+        self.ranks.require_equal(weights := digest_of_tensors(self.module.state_dict()))
         self.watch.close()
         self._report.tell("end", step=self._step)
         self._open.close()
@@ -246,14 +249,3 @@ class Session:
             "metrics": {**self._metrics, **(metrics or {}), "train_loss": self._last_loss},
         }
         files.write_done(self.job.out, done)
-
-
-def _micro_batch_size(training: Mapping[str, Any], virtual_ranks: int) -> int:
-    batch_size, parts = training["batch_size"], virtual_ranks * training["micro_batches"]
-    if batch_size % parts:
-        raise Refused(
-            f"training.batch_size: {batch_size} samples cannot be shared equally by "
-            f"{virtual_ranks} ranks x {training['micro_batches']} micro-batches",
-            hint=f"training.batch_size={-(-batch_size // parts) * parts}",
-        )
-    return int(batch_size // parts)
