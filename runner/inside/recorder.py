@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, List, Union
 
 import torch
 
-from runner.inside import trace
+from runner.inside import device_digest, trace
 from runner.inside.digests import digest_of_tensors, plain, raw_bytes
 from runner.inside.operators import OperatorLog
 from runner.inside.seeding import generators
 from runner.inside.tree import owned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
     from torch import Tensor, nn
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from runner.inside.seeding import Draws
     from runner.inside.state import State
 
+_Parts = List[Union[bytes, "Tensor"]]
+"""Digests that stand for one tensor or mapping; those on a device are read at the end of the step."""
 _STREAMS = ("sample_ids", "batch", "rng_before", "output")
 
 
@@ -38,12 +40,28 @@ class _Lane:
         self.streams = {name: hashlib.sha256() for name in _STREAMS}
         self.channels: dict[str, bytes] = {}
         self.tensors: dict[str, list[bytes]] = {}
+        # What a GPU is still computing: digests of a channel's tensors, and of what belongs to a stream.
+        self.pending: dict[str, list[_Parts]] = {}
+        self.streamed: list[tuple[str, Tensor]] = []
 
     def look(self, channel: str, tensors: Iterable[object]) -> None:
-        """Take in one digest a tensor."""
-        words = [_digest(tensor) for tensor in tensors]
-        self.tensors[channel] = words
-        self.channels[channel] = trace.digest_of(words)
+        """Take in one digest a tensor, or a mapping of tensors."""
+        self.pending[channel] = [_parts(tensor) for tensor in tensors]
+
+    def waited_for(self) -> list[Tensor]:
+        """Return the digests that are on a device."""
+        parts = (part for entries in self.pending.values() for entry in entries for part in entry)
+        return [*(digest for _, digest in self.streamed), *(part for part in parts if isinstance(part, torch.Tensor))]
+
+    def settle(self, words: Iterator[bytes]) -> None:
+        """Take in the words of `waited_for`, in their order: what was looked at is known now."""
+        for name, _ in self.streamed:
+            self.streams[name].update(next(words))
+        for channel, entries in self.pending.items():
+            found = [[part if isinstance(part, bytes) else next(words) for part in entry] for entry in entries]
+            self.tensors[channel] = [_word(parts) for parts in found]
+            self.channels[channel] = trace.digest_of(self.tensors[channel])
+        self.pending, self.streamed = {}, []
 
 
 class Recorder:
@@ -154,8 +172,7 @@ class Recorder:
             self._lanes[-1].look("local_grad", [self._local.get(id(parameter)) for parameter in parameters])
             self._local.clear()
         elif self._header.virtual_ranks == 1:
-            self._lane.channels["local_grad"] = self._shared.channels["reduced_grad"]
-            self._lane.tensors["local_grad"] = self._shared.tensors["reduced_grad"]
+            self._lane.pending["local_grad"] = self._shared.pending["reduced_grad"]
 
     def end(self, losses: Sequence[float], grad_norm: float | None, scaler: Any) -> None:
         """Look at what a step leaves, and append a record to each trace. One loss a virtual rank."""
@@ -169,6 +186,7 @@ class Recorder:
         shared.look("optimizer", [self._optimizer.state.get(parameter) for parameter in parameters])
         shared.look("buffers", [self._buffers[entry.name] for entry in self._header.looked_at("buffers", self._step)])
         shared.look("weights", parameters)
+        self._settle()
         for lane, loss in zip(self._lanes, losses):
             lane.channels["loss"] = trace.word(loss)
             for name, stream in lane.streams.items():
@@ -178,12 +196,23 @@ class Recorder:
             lane.chain = trace.link(lane.chain, content)
             lane.file.write(content + lane.chain)
 
+    def _settle(self) -> None:
+        lanes = [self._shared, *self._lanes]
+        waited_for = [digest for lane in lanes for digest in lane.waited_for()]
+        numbers = torch.stack(waited_for).tolist() if waited_for else []
+        words = iter([trace.word(number & (1 << 64) - 1, real=False) for number in numbers])
+        for lane in lanes:
+            lane.settle(words)
+
     def _parameters_now(self) -> list[Tensor]:
         return [self._parameters[entry.name] for entry in self._header.looked_at("weights", self._step)]
 
     def _stream(self, name: str, value: object) -> None:
         for tensor in tensors_in(value):
-            self._lane.streams[name].update(raw_bytes(plain(tensor)))
+            if is_on_device(tensor):
+                self._lane.streamed.append((name, device_digest.digest(tensor)))
+            else:
+                self._lane.streams[name].update(raw_bytes(plain(tensor)))
 
     def _digest_of_settings(self) -> bytes:
         groups = [
@@ -198,6 +227,7 @@ def header_of(job: Job, ranks: Ranks, model: nn.Module, knobs: Mapping[str, Any]
     parameters = dict(model.named_parameters())
     slices = 1 if job.traces_only else trace.slices_for(sum(map(_size, parameters.values())))
     return trace.Header(
+        digest=trace.DIGESTS[ranks.device.type == "cuda"],
         level=job.spec["determinism"]["level"],
         virtual_rank=0,
         virtual_ranks=job.spec["virtual_ranks"],
@@ -223,14 +253,28 @@ def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _digest(value: object) -> bytes:
-    """Return the digest of a tensor, or of all that a mapping holds; nothing's is zeros."""
-    if value is None:
-        return trace.NOTHING
+def is_on_device(tensor: Tensor) -> bool:
+    """Say whether a tensor is digested where it is, on a GPU."""
+    return tensor.device.type == "cuda"
+
+
+def _parts(value: object) -> _Parts:
+    """Return the digests of a tensor, or of all that a mapping holds. All that is on the CPU has one."""
+    tensors = list(tensors_in(value))
+    on_device = [device_digest.digest(tensor) for tensor in tensors if is_on_device(tensor)]
     content = hashlib.sha256()
-    for tensor in tensors_in(value):
-        content.update(raw_bytes(plain(tensor)))
-    return content.digest()[: trace.WORD_BYTES]
+    for tensor in tensors:
+        if not is_on_device(tensor):
+            content.update(raw_bytes(plain(tensor)))
+    has_others = len(tensors) > len(on_device)
+    return [*([content.digest()[: trace.WORD_BYTES]] if has_others else []), *on_device]
+
+
+def _word(parts: Sequence[bytes]) -> bytes:
+    """Return the one word of several; nothing's is zeros."""
+    if not parts:
+        return trace.NOTHING
+    return parts[0] if len(parts) == 1 else trace.digest_of(parts)
 
 
 def tensors_in(value: object) -> Iterable[Tensor]:
