@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from typing import TYPE_CHECKING, Any, List, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from runner.inside import device_digest, trace
-from runner.inside.digests import digest_of_tensors, plain, raw_bytes
+from runner.inside import trace
+from runner.inside.digests import digest_of_tensors
+from runner.inside.lane import Lane
 from runner.inside.operators import OperatorLog
 from runner.inside.seeding import generators
 from runner.inside.tree import owned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
     from torch import Tensor, nn
@@ -25,43 +25,6 @@ if TYPE_CHECKING:
     from runner.inside.ranks import Ranks
     from runner.inside.seeding import Draws
     from runner.inside.state import State
-
-_Parts = List[Union[bytes, "Tensor"]]
-"""Digests that stand for one tensor or mapping; those on a device are read at the end of the step."""
-_STREAMS = ("sample_ids", "batch", "rng_before", "output")
-
-
-class _Lane:
-    """The trace of one virtual rank, and what it has computed of the step so far."""
-
-    def __init__(self, file: Any, chain: bytes) -> None:
-        self.file = file
-        self.chain = chain
-        self.streams = {name: hashlib.sha256() for name in _STREAMS}
-        self.channels: dict[str, bytes] = {}
-        self.tensors: dict[str, list[bytes]] = {}
-        # What a GPU is still computing: digests of a channel's tensors, and of what belongs to a stream.
-        self.pending: dict[str, list[_Parts]] = {}
-        self.streamed: list[tuple[str, Tensor]] = []
-
-    def look(self, channel: str, tensors: Iterable[object]) -> None:
-        """Take in one digest a tensor, or a mapping of tensors."""
-        self.pending[channel] = [_parts(tensor) for tensor in tensors]
-
-    def waited_for(self) -> list[Tensor]:
-        """Return the digests that are on a device."""
-        parts = (part for entries in self.pending.values() for entry in entries for part in entry)
-        return [*(digest for _, digest in self.streamed), *(part for part in parts if isinstance(part, torch.Tensor))]
-
-    def settle(self, words: Iterator[bytes]) -> None:
-        """Take in the words of `waited_for`, in their order: what was looked at is known now."""
-        for name, _ in self.streamed:
-            self.streams[name].update(next(words))
-        for channel, entries in self.pending.items():
-            found = [[part if isinstance(part, bytes) else next(words) for part in entry] for entry in entries]
-            self.tensors[channel] = [_word(parts) for parts in found]
-            self.channels[channel] = trace.digest_of(self.tensors[channel])
-        self.pending, self.streamed = {}, []
 
 
 class Recorder:
@@ -89,10 +52,10 @@ class Recorder:
             file = (job.out / trace.file_name(number)).open("ab", buffering=0)
             if past is None:
                 file.write(header._replace(virtual_rank=number).line())
-            self._lanes.append(_Lane(file, chain))
+            self._lanes.append(Lane(file, chain))
         self._lane = self._lanes[0]
         # What all virtual ranks share: digested once a step, written into each one's record.
-        self._shared = _Lane(None, b"")
+        self._shared = Lane(None, b"")
         self._local: dict[int, Tensor] = {}
         state.module.register_forward_hook(self._see_output)
 
@@ -117,7 +80,7 @@ class Recorder:
             self._operators.__enter__()
         self._shared.look("weights_before", self._parameters_now())
         for lane in self._lanes:
-            lane.streams = {name: hashlib.sha256() for name in _STREAMS}
+            lane.begin()
 
     def enter(self, place: int) -> None:
         """From here on look at another virtual rank of this process, counted from 0."""
@@ -139,17 +102,17 @@ class Recorder:
 
     def see_samples(self, draws: Draws) -> None:
         """Take in the samples of a micro-batch."""
-        self._stream("sample_ids", (draws.ids, draws.epochs))
+        self._lane.stream("sample_ids", (draws.ids, draws.epochs))
 
     def see_batch(self, batch: object) -> None:
         """Take in what a micro-batch is computed from: its tensors, and the random numbers that come next."""
-        self._stream("batch", batch)
+        self._lane.stream("batch", batch)
         self._lane.streams["rng_before"].update(generators(self._ranks.device))
 
     def _see_output(self, module: nn.Module, _inputs: object, output: object) -> None:
         # The experiment's loss is all that the loop is given; what it is computed from passes here.
         if module.training:
-            self._stream("output", output)
+            self._lane.stream("output", output)
 
     def see_bucket(self, bucket: Any) -> None:
         """Keep what this process's last virtual rank itself computed of a bucket of gradients."""
@@ -207,13 +170,6 @@ class Recorder:
     def _parameters_now(self) -> list[Tensor]:
         return [self._parameters[entry.name] for entry in self._header.looked_at("weights", self._step)]
 
-    def _stream(self, name: str, value: object) -> None:
-        for tensor in tensors_in(value):
-            if is_on_device(tensor):
-                self._lane.streamed.append((name, device_digest.digest(tensor)))
-            else:
-                self._lane.streams[name].update(raw_bytes(plain(tensor)))
-
     def _digest_of_settings(self) -> bytes:
         groups = [
             sorted((key, repr(value)) for key, value in group.items() if key != "params")
@@ -251,39 +207,3 @@ def _table(tensors: Mapping[str, Tensor], slices: int) -> tuple[trace.Tensor, ..
 
 def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def is_on_device(tensor: Tensor) -> bool:
-    """Say whether a tensor is digested where it is, on a GPU."""
-    return tensor.device.type == "cuda"
-
-
-def _parts(value: object) -> _Parts:
-    """Return the digests of a tensor, or of all that a mapping holds. All that is on the CPU has one."""
-    tensors = list(tensors_in(value))
-    on_device = [device_digest.digest(tensor) for tensor in tensors if is_on_device(tensor)]
-    content = hashlib.sha256()
-    for tensor in tensors:
-        if not is_on_device(tensor):
-            content.update(raw_bytes(plain(tensor)))
-    has_others = len(tensors) > len(on_device)
-    return [*([content.digest()[: trace.WORD_BYTES]] if has_others else []), *on_device]
-
-
-def _word(parts: Sequence[bytes]) -> bytes:
-    """Return the one word of several; nothing's is zeros."""
-    if not parts:
-        return trace.NOTHING
-    return parts[0] if len(parts) == 1 else trace.digest_of(parts)
-
-
-def tensors_in(value: object) -> Iterable[Tensor]:
-    """Yield the tensors in nested tuples, lists and mappings."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for key in sorted(value, key=str):
-            yield from tensors_in(value[key])
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)

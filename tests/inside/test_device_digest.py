@@ -69,7 +69,7 @@ def test_a_trace_made_with_it_finds_faults_and_raises_no_false_alarm(tmp_path: P
     spec = make_spec(config__precision="fp16")
     (tmp_path / "spec.json").write_bytes(canonical_bytes(spec))
     # There is no GPU here, so the recorder is told that the CPU's tensors are on one.
-    script = "from runner.inside import recorder; recorder.is_on_device = lambda tensor: True; import planted"
+    script = "from runner.inside import lane; lane.is_on_device = lambda tensor: True; import planted"
     names = ["clean#0", "clean#1", "pixel", "dropout", "gradient", "optimizer state", "weight between steps", "buffer"]
     paths = [str(source_folder(tmp_path)), str(Path(__file__).parent)]
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths)}
