@@ -35,6 +35,9 @@ class Progress:
                 self._print(_self_test(event))
             case "start":
                 self._print(_start(event))
+            case "resume":
+                problem = f" ({event['message']})" if event.get("message") else ""
+                self._print(f"going on after step {_shown(event.get('step'))}{problem}")
             case "step":
                 self._step(event)
             case "eval" if isinstance(event.get("metrics"), dict):

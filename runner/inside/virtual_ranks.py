@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from runner.inside.ranks import Ranks
 
 
+def _strides_in_bucket(parameter: Tensor) -> Sequence[int]:
+    """Return how DDP lays a gradient out in a bucket: as the parameter is, where that leaves no gaps.
+
+    `bucket.gradients()` does not say: it shows all as if they were contiguous.
+    """
+    spanned = 1 + sum((size - 1) * stride for size, stride in zip(parameter.size(), parameter.stride()))
+    return parameter.stride() if spanned == parameter.numel() else parameter.contiguous().stride()
+
+
 class VirtualRanks:
     """Gradients and running statistics of a process's virtual ranks, and their mean over all of them."""
 
@@ -86,7 +95,7 @@ class VirtualRanks:
             gradient = tree.tensors[self._places[id(parameter)]]
             if gradient is not None:
                 offset = like.storage_offset() - flat.storage_offset()
-                packed.as_strided(like.size(), like.stride(), offset).copy_(gradient)
+                packed.as_strided(parameter.size(), _strides_in_bucket(parameter), offset).copy_(gradient)
         return packed
 
     def finish(self) -> None:
