@@ -125,7 +125,7 @@ def first_verdict(past: Sequence[TraceFile], again: Sequence[TraceFile], end: in
     if step == 0:
         return next(diverged_before((old.header, new.header)) for old, new in pairs if first_difference(old, new) == 0)
     records = [[trace.record(step - 1) for trace in traces] for traces in (past, again)]
-    return diverged(past[0].header, records[0], records[1])
+    return diverged((past[0].header, again[0].header), records[0], records[1])
 
 
 def _tables(trace: TraceFile) -> tuple[object, ...]:
