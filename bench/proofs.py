@@ -6,7 +6,6 @@ python -m bench.proofs --clean 20 --replays 4 --kills 2   (only these, with othe
 
 import argparse
 import datetime as dt
-import importlib.metadata
 import json
 import random
 import shutil
@@ -25,7 +24,7 @@ from inside.jobs import make_spec, run  # noqa: E402
 from inside.kills import killed_spec, killed_until_done, whole  # noqa: E402
 from inside.plantings import ALONE, COLLECTIVE, PLANTINGS, Planting, found, train  # noqa: E402
 
-from runner.machine import probe  # noqa: E402
+from bench.training import on_this_machine  # noqa: E402
 from runner.replay import first_verdict  # noqa: E402
 from runner.traces import opened_traces  # noqa: E402
 
@@ -62,14 +61,9 @@ def _sections(asked: argparse.Namespace, folder: Path, jobs: ThreadPoolExecutor)
 
 def _report(sections: dict[str, Section], path: Path | None) -> int:
     """Print the counts, write them down, and return the exit code: 1 where one is not as it must be."""
-    machine = {
-        "cpu": probe().cpu,
-        "torch": importlib.metadata.version("torch"),
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-    }
     failures = [failure for section in sections.values() for failure in section.pop("failures")]
     for section in sections.values():
-        section["on"] = machine
+        section["on"] = on_this_machine()
     print(json.dumps(sections, indent=2))
     if path is not None:
         known = json.loads(path.read_text()) if path.exists() else {}
