@@ -3,7 +3,7 @@
 CPU time is counted, not the clock, so that a busy machine gives the same answer: the recorder runs on one thread, the
 step on all, so a step's share is recorder / (step / threads).
 
-python -m bench.trace_cost experiment=resnet50 training.steps=40      (from the repository's folder)
+python -m bench.trace_cost experiment=resnet50      (from the repository's folder)
 """
 
 import json
@@ -54,12 +54,15 @@ def _measured(spec: dict[str, Any], folder: Path, stack: ExitStack) -> dict[str,
         costs_s.append(sum(spent) - before_s)
         begun_s, before_s = time.process_time(), sum(spent)
         slices = session._trace._header.slices  # noqa: SLF001
-    # The first step also loads the data and makes the model.
-    steps_s, costs_s = steps_s[1:], costs_s[1:]
+    # Whole rounds of the slices, which are not of one size. The first step also loads the data and makes the model.
+    counted = (len(steps_s) - 1) // slices * slices
+    assert counted, f"{len(steps_s)} steps do not look at all {slices} slices"
+    steps_s, costs_s = steps_s[-counted:], costs_s[-counted:]
     shares = [cost / step for cost, step in zip(costs_s, steps_s, strict=True)]
     return {
         "level": spec["determinism"]["level"],
         "slices": slices,
+        "steps": counted,
         "step_ms": round(statistics.median(steps_s) * 1e3, 2),
         "trace_ms_median": round(statistics.median(costs_s) * 1e3, 3),
         "trace_ms_mean": round(statistics.mean(costs_s) * 1e3, 3),
