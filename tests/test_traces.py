@@ -12,6 +12,7 @@ from runner.inside.trace_header import read_header
 from runner.traces import opened_traces, operator_logs
 
 HEADER = Header(
+    digest="sha256/8",
     level="repeat",
     virtual_rank=0,
     virtual_ranks=1,

@@ -50,8 +50,12 @@ def raw_bytes(tensor: torch.Tensor) -> bytes | ctypes.Array[ctypes.c_char]:
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor on the CPU whose memory, read from its start, is its content."""
+    return laid_out(tensor.detach().cpu())
+
+
+def laid_out(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor whose memory, read from its start, is its content: a copy only where there is no other way."""
-    tensor = tensor.detach().cpu()
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):  # noqa: PLR2004, n, c, h, w
         return tensor
     return tensor.contiguous()
