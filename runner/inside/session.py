@@ -196,10 +196,9 @@ class Session:
         self._trace.end(own, norm, scaler)
         self.watch.arm()
         self._report.step(self._step, self._last_loss, self.optimizer, norm, scaler)
-        if self.job.traces_only:
-            if self._step == self.last_step:
-                raise Ended
-        elif not math.isfinite(self._last_loss):
+        if self.job.traces_only and self._step == self.last_step:
+            raise Ended
+        if not (self.job.traces_only or math.isfinite(self._last_loss)):
             raise Refused(f"the loss is {self._last_loss} at step {self._step}: the training has diverged")
 
     def _all_losses(self, own: list[float]) -> list[float]:
