@@ -35,6 +35,8 @@ class Job(NamedTuple):
     """The checkpoint to continue from; None for the newest."""
     last_step: int | None = None
     """Where to end; None for the end of training."""
+    allow_numerics: bool = False
+    """Whether the run may compute other bits than its lock pins."""
 
     @property
     def is_asked_to_stop(self) -> bool:
@@ -61,6 +63,7 @@ def from_environment() -> Job:
         resume=_path("XRUN_RESUME"),
         resume_step=_number("XRUN_RESUME_STEP"),
         last_step=_number("XRUN_LAST_STEP"),
+        allow_numerics=os.environ.get("XRUN_ALLOW_NUMERICS") == "1",
     )
 
 

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from runner.inside import checkpoint, files, knobs, optimizers, schedule, seeding, trace
+from runner.inside import checkpoint, files, knobs, numerics, optimizers, schedule, seeding, trace
 from runner.inside.digests import digest_of_tensors
+from runner.inside.operators_used import OperatorsUsed
 from runner.inside.precision import Precision
 from runner.inside.recorder import Recorder, header_of
 from runner.inside.refusal import Refused, Stopped
@@ -55,6 +56,8 @@ class Session:
         self.last_step: int = job.last_step or self.training["steps"]
         self.micro_batch_size = _micro_batch_size(self.training, job.spec["virtual_ranks"])
         self._open = ExitStack()
+        self._first_step = self._open.enter_context(ExitStack())
+        self._used = OperatorsUsed()
         self._kept: dict[str, Any] = {}
         self._step = 0
         self._place = 0
@@ -91,7 +94,8 @@ class Session:
         self.shares = VirtualRanks(self.module, ranks, job.spec["virtual_ranks"], exact=level not in knobs.INEXACT)
         self._losses = torch.zeros(len(self.shares.own), dtype=torch.float64, device=ranks.device)
         # What the trace says of the initial weights is said before others are loaded.
-        header = header_of(job, ranks, self.module, read_back)
+        self._numerics = numerics.probe(ranks.device, self.precision.name, portable=level.startswith(knobs.PORTABLE))
+        header = header_of(job, ranks, self.module, read_back, self._numerics)
         if ranks.world_size > 1:
             self.watch.wait()
             self._distribute()
@@ -102,6 +106,8 @@ class Session:
             self._step, self._last_loss, self._metrics = past.step, past.training["loss"], past.training["metrics"]
         self.watch.arm()
         self._trace = self._open.enter_context(Recorder(job, ranks, self._state, header, past))
+        if not job.allow_numerics:
+            numerics.require(job.spec, self._numerics)
         self._report.start(self.module, read_back)
         if job.resume is not None:
             self._report.resume(self._step, past.events() if past else (), problem)
@@ -132,6 +138,8 @@ class Session:
                 group["lr"] = lr * scale
             self._trace.begin(step)
             self.shares.begin_step()
+            if step == 1 and self.ranks.is_first:
+                self._first_step.enter_context(self._used)
             yield step
             if step < self.training["steps"] and (self._is_stopping or step == self.last_step):
                 self._end_early()
@@ -189,6 +197,7 @@ class Session:
         scaler.step(self.optimizer)
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self._first_step.close()
         own = self._losses.tolist()
         self._losses.zero_()
         losses = self._all_losses(own)
@@ -196,6 +205,8 @@ class Session:
         self._trace.end(own, norm, scaler)
         self.watch.arm()
         self._report.step(self._step, self._last_loss, self.optimizer, norm, scaler)
+        if self._step == 1:
+            self._report.tell("operators", step=1, names=self._used.names(self._numerics))
         if not math.isfinite(self._last_loss):
             raise Refused(f"the loss is {self._last_loss} at step {self._step}: the training has diverged")
 
