@@ -40,6 +40,8 @@ class Conduct:
     limits: Limits
     gpus: tuple[str, ...] = ()
     """UUIDs of the GPUs that the run holds."""
+    allow_numerics: bool = False
+    """Whether the run may compute other bits than its lock pins: a replay is compared with its run instead."""
 
 
 def container_request(name: str, spec: RunSpec, places: Places, conduct: Conduct) -> ContainerRequest:
@@ -84,6 +86,8 @@ def _environment(spec: RunSpec, conduct: Conduct) -> dict[str, str]:
     }
     if conduct.gpus:
         environment["NVIDIA_DRIVER_CAPABILITIES"] = "compute,utility"
+    if conduct.allow_numerics:
+        environment["XRUN_ALLOW_NUMERICS"] = "1"
     return environment | spec.determinism.environment
 
 

@@ -48,6 +48,7 @@ def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:
         hang_timeout_s=conducted.scheduler.hang_timeout_s,
         limits=conducted.limits,
         gpus=tuple(gpu.uuid for gpu in gpus),
+        allow_numerics=launch.replay_of is not None,
     )
     return Job(
         spec=spec,

@@ -54,7 +54,7 @@ class Conducted:
 class Verdict:
     """What a replay proved, in one line, and where it parted from the run."""
 
-    result: Literal["identical", "diverged"]
+    result: Literal["identical", "diverged", "not-comparable"]
     message: str
     step: int | None = None
     """The first step that differs; 0 for what is before the first step."""

@@ -1,26 +1,30 @@
 """Replay: a run again, from its stored spec and source, compared with the first time step by step."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from runner.blame import diverged, diverged_before, first_difference
 from runner.errors import HardwareError, StoreError
+from runner.inside.leaves import differing, named
 from runner.inside.trace import TraceError
-from runner.levels import SEEDED
+from runner.levels import SEEDED, is_portable
 from runner.machine import Machine, recorded, require
-from runner.outputs import fact_of
+from runner.outputs import fact_of, operators_used
 from runner.record import Record, Verdict
 from runner.spec import RunSpec
 from runner.store import RunFolder
+from runner.terminal import printable
 from runner.traces import TraceFile, opened_traces
 
-# What a level that pins no instructions needs to be the same, beside what a lock requires.
-_IDENTITY = ("cpu", "gpu")
 
+def not_comparable(past: Record, folder: RunFolder, spec: RunSpec, here: Machine) -> list[str]:
+    """Return why a replay on this machine could prove nothing; empty where it can, or where only its start can say.
 
-def not_comparable(past: Record, spec: RunSpec, here: Machine) -> list[str]:
-    """Return why a replay on this machine could prove nothing; empty where it can."""
+    A level that pins no instructions needs the same CPU; where the run's trace tells what operators computed, the
+    replay's own is compared with it before its first step (Comparison), and the CPU's name says nothing more.
+    """
     reasons = []
     if past.status != "done":
         reasons.append(f"the run is {past.status}, not done")
@@ -30,20 +34,36 @@ def not_comparable(past: Record, spec: RunSpec, here: Machine) -> list[str]:
         require(spec.hardware, here, f"{past.id}")
     except HardwareError as error:
         reasons += [f"hardware: {line.strip()}" for line in error.message.splitlines()[1:]]
-    if not past.level.startswith("portable"):
+    if not is_portable(past.level):
         now = recorded(here)
+        identity = [*([] if _knows_numerics(folder, spec) else ["cpu"]), *(["gpu"] if _device(spec) == "gpu" else [])]
         reasons += [
             f"hardware: {name} was {past.host[name]}, here is {now.get(name)}; level {past.level} needs the same"
-            for name in _IDENTITY
+            for name in identity
             if name in past.host and past.host[name] != now.get(name)
         ]
     return reasons
 
 
+def _device(spec: RunSpec) -> str:
+    """Return the key of a machine's facts that names what a run computes on."""
+    return "gpu" if spec.hardware.device == "cuda" else "cpu"
+
+
+def _knows_numerics(folder: RunFolder, spec: RunSpec) -> bool:
+    if not (ranks := _ranks_traced(spec)):
+        return False
+    try:
+        with opened_traces(folder.out, ranks) as traces:
+            return all(trace.header.numerics for trace in traces)
+    except TraceError:  # `require_whole` says so
+        return False
+
+
 def require_whole(past: Record, folder: RunFolder, spec: RunSpec) -> None:
     """Raise StoreError unless a run's traces are as its record states them, and can be read."""
     for name, stated in past.files.items():
-        if not name.startswith("out/trace-rank"):
+        if not name.startswith(("out/trace-rank", "out/events")):
             continue
         if not (path := folder.path / name).is_file() or fact_of(path) != stated:
             raise StoreError(f"{path} is not what the record of {past.id} states")
@@ -56,10 +76,15 @@ def require_whole(past: Record, folder: RunFolder, spec: RunSpec) -> None:
 
 
 class Comparison:
-    """A replay beside the run that it repeats."""
+    """A replay beside the run that it repeats. Without a machine, it may compute other bits than the run's machine."""
 
-    def __init__(self, past: Record, folder: RunFolder, spec: RunSpec, *, keep_going: bool) -> None:
+    def __init__(
+        self, past: Record, folder: RunFolder, spec: RunSpec, here: Machine | None, *, keep_going: bool
+    ) -> None:
         self._past = past
+        self._names = [facts.get(_device(spec)) for facts in (past.host, recorded(here) if here else {})]
+        # At a portable level other bits are never excused: they are what a replay is to find.
+        self._may_differ = here is None or is_portable(past.level)
         self._outputs = _outputs_of(spec)
         self._past_out = folder.out
         self._ranks = _ranks_traced(spec)
@@ -71,10 +96,30 @@ class Comparison:
         """Compare the steps that every rank has finished by now. Returns why the replay should stop, or nothing."""
         if self._found is None and self._ranks:
             try:
-                self._found = self._compare(out)
+                self._found = self._of_numerics(out) or self._compare(out)
             except TraceError:  # the container is still about to write it
                 return ""
-        return "" if self._found is None or self._keep_going else self._found.message
+        if self._found is None or (self._keep_going and self._found.result == "diverged"):
+            return ""
+        return self._found.message
+
+    def _of_numerics(self, out: Path) -> Verdict | None:
+        """Return that nothing can be proved here, if an operator that the run used computes other bits. TraceError."""
+        if self._may_differ:
+            return None
+        with opened_traces(self._past_out, self._ranks) as past, opened_traces(out, self._ranks) as again:
+            leaves = [(old.header.numerics, new.header.numerics) for old, new in zip(past, again, strict=True)]
+        used = operators_used(self._past_out)
+        moved = sorted({name for old, new in leaves if old for name in differing(old, new, used)})
+        self._may_differ = True  # looked at once
+        if not moved:
+            return None
+        then, now = self._names
+        message = (
+            f"not comparable: operators {named(moved)} compute other bits on this machine"
+            f" ({then} then, {now} now); level {self._past.level} needs the same"
+        )
+        return Verdict(result="not-comparable", message=printable(message))
 
     def _compare(self, out: Path) -> Verdict | None:
         with opened_traces(self._past_out, self._ranks) as past, opened_traces(out, self._ranks) as again:
@@ -87,6 +132,10 @@ class Comparison:
 
     def verdict(self, replay: Record, out: Path) -> Verdict | None:
         """Return what a replay that has ended proves; None where it did not get to an end."""
+        if self._found is None and self._ranks:
+            # A replay that was over sooner than it could be looked at.
+            with suppress(TraceError):
+                self._found = self._of_numerics(out)
         if self._found is not None or replay.status != "done":
             return self._found
         found = self._traced(out) if self._ranks else _of_files(self._outputs, self._past, replay)

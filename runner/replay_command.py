@@ -27,11 +27,11 @@ def replay_run(workshop: Workshop, words: ReplayArguments, argv: tuple[str, ...]
     spec, here, past = store.load_spec(run.folder), machine.probe(), run.facts
     if not isinstance(past, Record):
         return _say_not_comparable([f"the run is {run.status}, not done"])
-    if reasons := not_comparable(past, spec, here):
+    if reasons := not_comparable(past, run.folder, spec, here):
         return _say_not_comparable(reasons)
     try:
         launch = _launch(past, spec, here, store, ("replay", *argv))
-        comparison = Comparison(past, run.folder, spec, keep_going=words.keep_going)
+        comparison = Comparison(past, run.folder, spec, here, keep_going=words.keep_going)
         require_whole(past, run.folder, spec)
         record = _replay(launch, comparison, workshop, words)
     except XrunError as error:
@@ -95,4 +95,4 @@ def _report(record: Record, workshop: Workshop) -> int:
     workshop.say(
         f"\nnext:\n  xrun trace {record.replay_of}{step}\n  xrun trace {record.id}{step}\n  xrun show {record.id}"
     )
-    return EXIT_DIVERGED if verdict.result == "diverged" else 0
+    return {"identical": 0, "diverged": EXIT_DIVERGED, "not-comparable": EXIT_NOT_COMPARABLE}[verdict.result]

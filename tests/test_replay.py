@@ -6,11 +6,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from bare_machine import BareMachine
 from inside.jobs import TINY
+
+from runner.machine import probe
+from runner.record import Record
+from runner.replay import not_comparable
+from runner.store import RunStore
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,8 +65,8 @@ class Bench:
         self.folder = folder
         self.flag = folder / "flag"
 
-    def xrun(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "XRUN_HOME": str(self.folder / "home")}
+    def xrun(self, *words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "XRUN_HOME": str(self.folder / "home"), **variables}
         argv = [sys.executable, "-m", "runner", *words]
         return subprocess.run(argv, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -71,6 +77,13 @@ class Bench:
 
     def replay(self, run_id: str, *words: str) -> "subprocess.CompletedProcess[str]":
         return self.xrun("replay", run_id, "--engine", "host", *words)
+
+    def replay_with(self, variable: str, run_id: str) -> "subprocess.CompletedProcess[str]":
+        """Replay where a library is told to use other instructions: to a run, that is another machine."""
+        python = self.folder / "python"
+        python.write_text(f'#!/bin/sh\n{variable} exec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        return self.xrun("replay", run_id, "--engine", "host", XRUN_HOST_PYTHON=str(python))
 
     def record(self, run_id: str = "last") -> "dict[str, object]":
         return dict(json.loads(self.xrun("show", run_id, "--json").stdout))
@@ -143,6 +156,51 @@ def test_what_can_prove_nothing_is_not_run(bench: Bench) -> None:
     replay = bench.replay(seeded)
     assert (replay.returncode, replay.stdout) == (11, "not comparable: level: seeded promises no bits\n")
     assert bench.record()["id"] == seeded
+
+
+@pytest.fixture(scope="module")
+def resumable(bench: Bench) -> str:
+    """A run at a level that pins no instructions."""
+    return bench.run("experiment=tiny", "determinism=resume")
+
+
+def numerics_of(bench: Bench, run_id: object) -> "dict[str, str]":
+    with (bench.folder / "runs" / str(run_id) / "out" / "trace-rank0.bin").open("rb") as trace:
+        return dict(json.loads(trace.readline())["numerics"])
+
+
+def test_where_operators_of_the_run_compute_other_bits_nothing_can_be_proved(bench: Bench, resumable: str) -> None:
+    replay = bench.replay_with("MKL_CBWR=COMPATIBLE", resumable)
+    record, cpu = bench.record(), probe().cpu
+    said = (
+        "not comparable: operators addmm, linear, mm, mm large, mm odd, mm transposed compute other bits on this"
+        f" machine ({cpu} then, {cpu} now); level resume needs the same"
+    )
+    assert (replay.returncode, replay.stdout.splitlines()[2:]) == (11, [said]), replay.stderr
+    assert isinstance(record["verdict"], dict)
+    assert (record["verdict"]["result"], record["verdict"]["step"]) == ("not-comparable", None)
+
+
+def test_operators_that_the_run_does_not_call_may_compute_other_bits(bench: Bench, resumable: str) -> None:
+    replay = bench.replay_with("ONEDNN_MAX_CPU_ISA=SSE41", resumable)
+    past, again = numerics_of(bench, resumable), numerics_of(bench, bench.record()["id"])
+    others = {name for name in past if past[name] != again[name]}
+    assert "conv 3x3" in others
+    assert not others & {"addmm", "linear", "mm"}
+    assert (replay.returncode, replay.stdout.splitlines()[2].partition(":")[0]) == (0, "identical")
+
+
+def test_the_name_of_the_cpu_counts_only_where_its_operators_are_not_known(bench: Bench, resumable: str) -> None:
+    store, other = RunStore(bench.folder / "runs"), replace(probe(), cpu="Another CPU")
+    command = bench.run("experiment=said", "determinism=resume")
+    reasons = {}
+    for run_id in (resumable, command):
+        run = store.look(store.find(run_id))
+        assert isinstance(run.facts, Record)
+        reasons[run_id] = not_comparable(run.facts, run.folder, store.load_spec(run.folder), other)
+    cpu = probe().cpu
+    said = f"hardware: cpu was {cpu}, here is Another CPU; level resume needs the same"
+    assert reasons == {resumable: [], command: [said]}
 
 
 def test_a_command_is_compared_by_its_declared_outputs(bench: Bench) -> None:
