@@ -81,6 +81,12 @@ class ReplayArguments:
     engine: Literal["auto", "docker", "embedded", "host"]
     keep_going: bool
     offline: bool
+    segments: int | None
+    """Stretches that are replayed side by side."""
+    spot: int | None
+    """Stretches that are picked by chance."""
+    ranks: int | None
+    allow_hardware: bool
 
 
 def replay_arguments(argv: Sequence[str]) -> ReplayArguments:
@@ -90,7 +96,36 @@ def replay_arguments(argv: Sequence[str]) -> ReplayArguments:
     parser.add_argument("--engine", choices=("auto", "docker", "embedded", "host"), default="auto")
     parser.add_argument("--keep-going", action="store_true")
     parser.add_argument("--offline", action="store_true")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--segments", type=_count)
+    parts.add_argument("--spot", type=_count)
+    parser.add_argument("--ranks", type=_count)
+    parser.add_argument("--allow-hardware", action="store_true")
     return ReplayArguments(**vars(parser.parse_args(list(argv))))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text!r}")
+    return int(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeArguments:
+    """Options of `xrun resume`."""
+
+    run: str
+    engine: Literal["auto", "docker", "embedded", "host"]
+    offline: bool
+
+
+def resume_arguments(argv: Sequence[str]) -> ResumeArguments:
+    """Read the words of `xrun resume`. Raises ConfigError."""
+    parser = _parser("resume")
+    parser.add_argument("run")
+    parser.add_argument("--engine", choices=("auto", "docker", "embedded", "host"), default="auto")
+    parser.add_argument("--offline", action="store_true")
+    return ResumeArguments(**vars(parser.parse_args(list(argv))))
 
 
 def trace_arguments(argv: Sequence[str]) -> tuple[str, int | None]:

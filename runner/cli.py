@@ -16,6 +16,7 @@ Commands:
   ls                        list runs
   show   <run-id>           show one run
   logs   <run-id> [-f]      print what a run printed
+  resume <run-id>           go on with a run that was stopped, from its newest checkpoint
   replay <run-id>           run it again from its stored spec and source; compare every step
   trace  <run-id>           print what each step computed
   image  build|ls|verify    build, list, deep-check images
@@ -30,9 +31,13 @@ Run options:
 Lock options:
   --check        fail unless the lock is up to date; write nothing
   --upgrade [image]     move every pin, or the image's alone, to the newest
-Replay options:
+Replay options (the first and the last also for resume):
   --engine auto|docker|embedded|host
   --keep-going   do not stop at the first difference
+  --segments N   N stretches between checkpoints, side by side
+  --spot K       K stretches between checkpoints, picked by chance
+  --ranks W      on W processes; from the level elastic on
+  --allow-hardware      compare on other hardware than the level speaks of; never says `identical`
   --offline      touch no network
 Other options:
   --step N       (trace) one step, with the digest of each tensor that it looked at

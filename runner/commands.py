@@ -77,6 +77,13 @@ def replay(argv: Sequence[str]) -> int:
     return replay_run(_workshop(), arguments.replay_arguments(argv), tuple(argv))
 
 
+def resume(argv: Sequence[str]) -> int:
+    """Go on with a run that was stopped."""
+    from runner.resume_command import resume_run  # noqa: PLC0415, as above
+
+    return resume_run(_workshop(), arguments.resume_arguments(argv), tuple(argv))
+
+
 def trace(argv: Sequence[str]) -> int:
     """Print what each step of a run computed."""
     from runner.trace_command import print_trace  # noqa: PLC0415, as above
@@ -123,6 +130,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "show": show,
     "logs": logs,
     "replay": replay,
+    "resume": resume,
     "trace": trace,
     "image": image,
 }

@@ -11,6 +11,8 @@ SOURCE = "/xrun/source"
 SPEC = "/xrun/spec.json"
 OUT = "/out"
 DATA = "/data"
+CONTROL = "/xrun/control"
+PAST = "/xrun/past"
 
 _GIB = 1 << 30
 _PATH = "/opt/conda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -25,8 +27,25 @@ class Places:
     spec: Path
     out: Path
     """The one folder that the container may write."""
+    control: Path
+    """Where xrun leaves what it asks of the run: the file `stop`."""
     data: Path | None
     """Data sets; None where the image holds them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """The steps that are executed, where these are not all."""
+
+    past: Path | None = None
+    """`out` of the run that is gone on with; None: from the first step."""
+    after_step: int | None = None
+    """The checkpoint that is taken up; None: the newest that verifies."""
+    last_step: int | None = None
+    """None: to the end of the training."""
+
+
+WHOLE = Stretch()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +59,11 @@ class Conduct:
     limits: Limits
     gpus: tuple[str, ...] = ()
     """UUIDs of the GPUs that the run holds."""
+    stretch: Stretch = WHOLE
+    ranks: int | None = None
+    """Processes that share the virtual ranks, where these are not as many as the spec says."""
     allow_numerics: bool = False
-    """Whether the run may compute other bits than its lock pins: a replay is compared with its run instead."""
+    """Whether to go on where this machine computes other bits than the lock pins: a replay is held to its run."""
 
 
 def container_request(name: str, spec: RunSpec, places: Places, conduct: Conduct) -> ContainerRequest:
@@ -49,10 +71,13 @@ def container_request(name: str, spec: RunSpec, places: Places, conduct: Conduct
     mounts = [
         Mount(source=places.source, target=SOURCE),
         Mount(source=places.spec, target=SPEC),
+        Mount(source=places.control, target=CONTROL),
         Mount(source=places.out, target=OUT, read_only=False),
     ]
     if places.data is not None:
         mounts.append(Mount(source=places.data, target=DATA))
+    if conduct.stretch.past is not None:
+        mounts.append(Mount(source=conduct.stretch.past, target=PAST))
     return ContainerRequest(
         name=name,
         image=spec.image,
@@ -77,6 +102,7 @@ def _environment(spec: RunSpec, conduct: Conduct) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "TZ": "UTC",
         "USER": "xrun",  # a uid without a passwd entry breaks getpass
+        "XRUN_CONTROL": CONTROL,
         "XRUN_DATA": DATA,
         "XRUN_HANG_TIMEOUT_S": str(conduct.hang_timeout_s),
         "XRUN_LOG_EVERY_STEPS": str(conduct.log_every_steps),
@@ -86,8 +112,15 @@ def _environment(spec: RunSpec, conduct: Conduct) -> dict[str, str]:
     }
     if conduct.gpus:
         environment["NVIDIA_DRIVER_CAPABILITIES"] = "compute,utility"
-    if conduct.allow_numerics:
-        environment["XRUN_ALLOW_NUMERICS"] = "1"
+    stretch = conduct.stretch
+    asked = {
+        "XRUN_ALLOW_NUMERICS": "1" if conduct.allow_numerics else None,
+        "XRUN_LAST_STEP": stretch.last_step,
+        "XRUN_RANKS": conduct.ranks,
+        "XRUN_RESUME": PAST if stretch.past else None,
+        "XRUN_RESUME_STEP": stretch.after_step,
+    }
+    environment |= {name: str(value) for name, value in asked.items() if value is not None}
     return environment | spec.determinism.environment
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from runner.container import Conduct, Places, container_request
 from runner.engines.request import Container, Engine, Outcome
 from runner.errors import XrunError
+from runner.inside.refusal import EXIT_STOPPED
 from runner.outputs import Completion, EventReader, collect, fact_of, failure
 from runner.record import Record, Started, Status, timestamp
 from runner.spec import RunSpec
@@ -31,6 +32,8 @@ class Job:
     conduct: Conduct
     timeout_s: int
     """0 never stops the run."""
+    grace_s: int
+    """For a run that is asked to end: time to finish its step and write a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,8 @@ class Watcher:
     """Called with each event that the container wrote."""
     end: Callable[[Record], Record]
     """Called with the record before it is committed; may add where the run was tracked, and a replay's verdict."""
+    say: Callable[[str], None]
+    """Called with a line for the user."""
     look: Callable[[], str] = str
     """Called several times a second; returns why the run should be stopped, or nothing."""
 
@@ -56,18 +61,20 @@ def execute(job: Job, *, engine: Engine, store: RunStore, watcher: Watcher) -> R
     engine.require(job.spec.image)
     folder = store.start(job.spec, job.started)
     begun_s = time.monotonic()
-    places = Places(source=job.source, spec=folder.spec, out=folder.out, data=job.data)
+    places = Places(source=job.source, spec=folder.spec, out=folder.out, control=folder.control, data=job.data)
     try:
         container = engine.start(container_request(folder.id, job.spec, places, job.conduct), folder.log)
     except BaseException as error:
         store.finish(folder, _record(job, folder, _not_started(error), begun_s))
         raise
+    events = EventReader(folder.out)
     try:
-        ending = _supervise(job, folder, container, watcher)
+        ending = _supervise(job, folder, container, events, watcher)
     except KeyboardInterrupt:
-        _stop(container)
-        ending = _Ending(status="interrupted", exit_code=None, message="stopped by a signal")
+        ending = _end_by_signal(job, folder, container, events, watcher)
         store.finish(folder, watcher.end(_record(job, folder, ending, begun_s)))
+        if ending.exit_code == EXIT_STOPPED:
+            watcher.say(f"stopped, with a checkpoint; to go on: xrun resume {folder.id}")
         raise
     except XrunError as error:  # the engine can no longer say how the container is, or cannot write its log
         _stop(container)
@@ -94,10 +101,9 @@ def _not_started(error: BaseException) -> _Ending:
     return _Ending(status=status, exit_code=None, message=message)
 
 
-def _supervise(job: Job, folder: RunFolder, container: Container, watcher: Watcher) -> _Ending:
+def _supervise(job: Job, folder: RunFolder, container: Container, events: EventReader, watcher: Watcher) -> _Ending:
     """Follow a container to its end, or end it at a timeout."""
     watcher.begin(folder, container.pid())
-    events = EventReader(folder.out)
     begun_s = last_event_s = time.monotonic()
     outcome = None
     overdue = enough = ""
@@ -115,6 +121,30 @@ def _supervise(job: Job, folder: RunFolder, container: Container, watcher: Watch
         container.stop(_GRACE_S)
         return _Ending(status="timeout", exit_code=None, message=overdue)
     return judge(outcome, folder.out, job.conduct.nonce)
+
+
+def _end_by_signal(job: Job, folder: RunFolder, container: Container, events: EventReader, watcher: Watcher) -> _Ending:
+    """End a container in order: a training with a checkpoint, a command at once."""
+    outcome = None if job.spec.is_command else _ask_to_stop(job, folder, container, watcher)
+    if outcome is None:
+        _stop(container)
+    for event in events.read():
+        watcher.event(event)
+    if outcome is not None and outcome.exit_code == EXIT_STOPPED:
+        return _Ending(status="interrupted", exit_code=EXIT_STOPPED, message="stopped by a signal, with a checkpoint")
+    if outcome is not None and outcome.exit_code == 0:
+        return judge(outcome, folder.out, job.conduct.nonce)
+    return _Ending(status="interrupted", exit_code=None, message="stopped by a signal")
+
+
+def _ask_to_stop(job: Job, folder: RunFolder, container: Container, watcher: Watcher) -> Outcome | None:
+    """Return how a training ended that was to end after its step; None where it did not in time."""
+    try:
+        (folder.control / "stop").touch()
+        watcher.say("stopping after this step, with a checkpoint; Ctrl-C again stops at once")
+        return container.wait(job.grace_s)
+    except (KeyboardInterrupt, OSError, XrunError):
+        return None
 
 
 def _overdue(job: Job, age_s: float, silence_s: float) -> str:

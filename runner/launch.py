@@ -1,4 +1,4 @@
-"""What a first run and a replay share: the job of a spec on this machine, and who looks on."""
+"""What every execution of a spec shares: its job on this machine, who looks on, and what is printed at its end."""
 
 import importlib.metadata
 import os
@@ -6,12 +6,14 @@ import secrets
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from runner import machine
-from runner.container import Conduct
+from runner.container import WHOLE, Conduct, Stretch
 from runner.engines.request import Engine
+from runner.errors import RunFailed
 from runner.execute import Job, Watcher
 from runner.machine import Machine
 from runner.outputs import Event
@@ -36,19 +38,26 @@ class Launch:
     overrides: tuple[str, ...]
     lock_digest: str | None
     replay_of: str | None = None
+    continues: str | None = None
+    stretch: Stretch = WHOLE
+    ranks: int | None = None
+    """Processes, where these are not as many as the spec says."""
+    allow_hardware: bool = False
 
 
 def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:
     """Return what is executed. Raises ImageError where data that is to be mounted is not what is pinned."""
     spec, conducted = launch.spec, launch.conducted
-    gpus = machine.leasable(spec.hardware, launch.here)[: spec.hardware.gpu_count]
+    gpus = machine.leasable(spec.hardware, launch.here)[: launch.ranks or spec.hardware.gpu_count]
     conduct = Conduct(
         nonce=secrets.token_hex(16),
         log_every_steps=conducted.tracking.log_every_steps,
         hang_timeout_s=conducted.scheduler.hang_timeout_s,
         limits=conducted.limits,
         gpus=tuple(gpu.uuid for gpu in gpus),
-        allow_numerics=launch.replay_of is not None,
+        stretch=launch.stretch,
+        ranks=launch.ranks,
+        allow_numerics=launch.allow_hardware or launch.replay_of is not None,
     )
     return Job(
         spec=spec,
@@ -57,6 +66,7 @@ def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:
         data=_data(launch, engine, workshop),
         conduct=conduct,
         timeout_s=conducted.scheduler.timeout_s,
+        grace_s=conducted.scheduler.grace_s,
     )
 
 
@@ -87,6 +97,7 @@ def _started(launch: Launch, engine: Engine) -> Started:
         host=host,
         conducted=launch.conducted,
         replay_of=launch.replay_of,
+        continues=launch.continues,
     )
 
 
@@ -103,4 +114,17 @@ def watcher(launch: Launch, started: Started) -> Watcher:
         progress.close()
         return tracker.end(record)
 
-    return Watcher(begin=tracker.begin, event=event, end=end)
+    return Watcher(begin=tracker.begin, event=event, end=end, say=progress.say)
+
+
+def report(record: Record, say: Callable[[str], None]) -> int:
+    """Print how a run ended and what to type next. Raises RunFailed unless it is done."""
+    if record.status != "done":
+        raise RunFailed(f"{record.id}: {record.status}: {record.message}", hint=f"xrun logs {record.id}")
+    lines = [f"run          {record.id}"]
+    lines += [f"{name:<12} {value:.4f}" for name, value in sorted(record.metrics.items()) if isinstance(value, float)]
+    lines += [f"fingerprint  {record.fingerprint}"]
+    sys.stdout.write("\n".join(lines) + "\n")
+    engine = " --engine host" if record.engine == "host" else ""
+    say(f"\nnext:\n  xrun replay {record.id}{engine}\n  xrun show {record.id}\n  xrun logs {record.id}\n  xrun ls")
+    return 0

@@ -8,7 +8,7 @@ from typing import Literal
 from runner import durable, machine
 from runner.config import Config
 from runner.errors import LockError
-from runner.inside.leaves import differing, named
+from runner.inside.leaves import differing, listed
 from runner.lock import ImagePin, Lock, to_mapping
 from runner.lockfile import lock_text, read_lock
 from runner.machine import Machine
@@ -74,7 +74,7 @@ def _moved_numerics(old: Lock, new: Lock) -> str:
             "open" if pins is None else f"{len(pins)} operators" for pins in (old.numerics, new.numerics)
         )
     others = differing(old.numerics, new.numerics)
-    return f"{len(others)} of {len(new.numerics)} operators compute other bits: {named(others)}"
+    return f"{len(others)} of {len(new.numerics)} operators compute other bits: {listed(others)}"
 
 
 def recorded(config: Config, here: Machine) -> dict[str, Scalar]:

@@ -28,9 +28,16 @@ def probe(spec: RunSpec, source: Source, engine: Engine, conduct: Conduct, folde
     Raises what the engine raises, and RunFailed with the container's last words.
     """
     engine.require(spec.image)
-    places = Places(source=source.folder, spec=folder / "spec.json", out=folder / "out", data=None)
+    places = Places(
+        source=source.folder,
+        spec=folder / "spec.json",
+        out=folder / "out",
+        control=folder / "control",
+        data=None,
+    )
     durable.write(places.spec, spec.canonical())
     places.out.mkdir()
+    places.control.mkdir()
     request = container_request(f"numerics-{conduct.nonce[:8]}", spec, places, conduct)
     request = replace(request, argv=(spec.image.python, "-m", "runner.inside.probe"))
     container = engine.start(request, folder / "log.txt")

@@ -54,7 +54,8 @@ class Conducted:
 class Verdict:
     """What a replay proved, in one line, and where it parted from the run."""
 
-    result: Literal["identical", "diverged", "not-comparable"]
+    result: Literal["identical", "identical in part", "compared", "diverged", "not comparable"]
+    """`compared`: equal, but on hardware that the level does not promise it for."""
     message: str
     step: int | None = None
     """The first step that differs; 0 for what is before the first step."""
@@ -88,6 +89,8 @@ class Started:
     """Name, CPU, kernel, driver: recorded, never compared."""
     conducted: Conducted | None = None
     replay_of: str | None = None
+    continues: str | None = None
+    """The run whose checkpoint was taken up."""
 
     def facts(self) -> dict[str, Any]:
         """Return the fields by name: what a record takes over as it is."""

@@ -1,21 +1,53 @@
 """`xrun replay <run-id>`: a run again from nothing but what the store holds of it, and the verdict."""
 
+import random
 import sys
-from dataclasses import replace
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 from runner import machine
 from runner.arguments import ReplayArguments
+from runner.checkpoints import steps_pinned
+from runner.container import WHOLE, Stretch
+from runner.engines.request import Engine
 from runner.engines.select import pick
 from runner.errors import EXIT_DIVERGED, EXIT_NOT_COMPARABLE, ReplayFailed, StoreError, XrunError
 from runner.execute import Watcher, execute
 from runner.launch import Launch, job, watcher
 from runner.machine import Machine
 from runner.prepare import Workshop, make_ready
-from runner.record import Record
-from runner.replay import Comparison, not_comparable, require_whole
+from runner.record import Record, Verdict
+from runner.replay import (
+    Comparison,
+    Past,
+    identity_reasons,
+    knows_numerics,
+    not_comparable,
+    on_this_machine,
+    require_whole,
+)
 from runner.source import stored
-from runner.spec import RunSpec
 from runner.store import RunFolder, RunStore
+from runner.stretches import at_random, in_segments, named, together
+
+_STOPPED = "stopped by a signal"
+# Verdicts that end a replay, and xrun's exit codes of them.
+_PARTED = {"diverged": EXIT_DIVERGED, "not comparable": EXIT_NOT_COMPARABLE}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What is executed to replay a run."""
+
+    past: Past
+    stretches: list[Stretch]
+    """Mostly one, the whole run."""
+    launch: Launch
+    engine: Engine
+    workshop: Workshop
+    words: ReplayArguments
 
 
 def replay_run(workshop: Workshop, words: ReplayArguments, argv: tuple[str, ...]) -> int:
@@ -24,19 +56,27 @@ def replay_run(workshop: Workshop, words: ReplayArguments, argv: tuple[str, ...]
     run = store.look(store.find(words.run))
     if run.problem:
         raise StoreError(run.problem)
-    spec, here, past = store.load_spec(run.folder), machine.probe(), run.facts
-    if not isinstance(past, Record):
+    spec, here, record = store.load_spec(run.folder), machine.probe(), run.facts
+    if not isinstance(record, Record):
         return _say_not_comparable([f"the run is {run.status}, not done"])
-    if reasons := not_comparable(past, run.folder, spec, here):
+    elsewhere = identity_reasons(record, spec, here, words.ranks, knows_numerics=knows_numerics(run.folder, spec))
+    reasons = not_comparable(record, spec, words.ranks, in_stretches=bool(words.segments or words.spot))
+    reasons += [] if words.allow_hardware else elsewhere
+    if reasons:
         return _say_not_comparable(reasons)
+    past = Past(
+        record=record,
+        folder=run.folder,
+        spec=spec,
+        elsewhere=tuple(elsewhere),
+        here=None if words.allow_hardware else here,
+    )
     try:
-        launch = _launch(past, spec, here, store, ("replay", *argv))
-        comparison = Comparison(past, run.folder, spec, here, keep_going=words.keep_going)
-        require_whole(past, run.folder, spec)
-        record = _replay(launch, comparison, workshop, words)
+        plan = _plan(past, workshop, words, _launch(past, here, store, words, ("replay", *argv)))
+        done = _replay(plan)
     except XrunError as error:
         raise ReplayFailed(error.message, hint=error.hint) from error
-    return _report(record, workshop)
+    return _report(done, _together(plan, done), workshop)
 
 
 def _say_not_comparable(reasons: list[str]) -> int:
@@ -44,35 +84,78 @@ def _say_not_comparable(reasons: list[str]) -> int:
     return EXIT_NOT_COMPARABLE
 
 
-def _launch(past: Record, spec: RunSpec, here: Machine, store: RunStore, argv: tuple[str, ...]) -> Launch:
-    if past.conducted is None:
-        raise StoreError(f"{past.id} was recorded by an older xrun: its record does not say how it was conducted")
-    return Launch(
-        spec=spec,
-        source=stored(store.root, spec.source),
-        conducted=past.conducted,
-        here=here,
-        argv=argv,
-        overrides=past.overrides,
-        lock_digest=past.lock_digest,
-        replay_of=past.id,
-    )
-
-
-def _replay(launch: Launch, comparison: Comparison, workshop: Workshop, words: ReplayArguments) -> Record:
-    spec = launch.spec
-    engine = pick(words.engine, workshop.images)
+def _plan(past: Past, workshop: Workshop, words: ReplayArguments, launch: Launch) -> _Plan:
+    parts = _stretches(past, words)
+    require_whole(past, parts)
+    spec, engine = past.spec, pick(words.engine, workshop.images)
     if engine.name != "host":
         hint = f"git log --oneline -- images/{spec.image.ref}"
         make_ready(spec.image, workshop, hint, offline=words.offline)
-    run = job(launch, engine, workshop)
     image = "no image" if engine.name == "host" else f"image {spec.image.name} {spec.image.digest}"
-    workshop.say(f"replay of {launch.replay_of}: {image}, engine {engine.name}, level {spec.determinism.level}")
-    store = RunStore(workshop.project.runs)
-    return execute(run, engine=engine, store=store, watcher=_compared(watcher(launch, run.started), comparison))
+    workshop.say(f"replay of {past.record.id}: {image}, engine {engine.name}, level {spec.determinism.level}")
+    return _Plan(past=past, stretches=parts, launch=launch, engine=engine, workshop=workshop, words=words)
 
 
-def _compared(usual: Watcher, comparison: Comparison) -> Watcher:
+def _stretches(past: Past, words: ReplayArguments) -> list[Stretch]:
+    checkpoints, out = steps_pinned(past.record), past.folder.out
+    if words.segments is not None:
+        return in_segments(out, checkpoints, past.steps, words.segments)
+    if words.spot is not None:
+        return at_random(out, checkpoints, past.steps, words.spot, random.SystemRandom())
+    return [WHOLE]
+
+
+def _launch(past: Past, here: Machine, store: RunStore, words: ReplayArguments, argv: tuple[str, ...]) -> Launch:
+    record = past.record
+    if record.conducted is None:
+        raise StoreError(f"{record.id} was recorded by an older xrun: its record does not say how it was conducted")
+    return Launch(
+        spec=past.spec,
+        source=stored(store.root, past.spec.source),
+        conducted=record.conducted,
+        here=here,
+        argv=argv,
+        overrides=record.overrides,
+        lock_digest=record.lock_digest,
+        replay_of=record.id,
+        ranks=words.ranks,
+        allow_hardware=words.allow_hardware,
+    )
+
+
+def _replay(plan: _Plan) -> list[Record]:
+    """Execute every stretch, side by side where there are several, and return the records."""
+    if len(plan.stretches) == 1:
+        return [_execute(plan, plan.stretches[0], None)]
+    stop = threading.Event()
+    with ThreadPoolExecutor(plan.words.segments or 1) as pool:
+        futures = [pool.submit(_execute, plan, stretch, stop) for stretch in plan.stretches]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _execute(plan: _Plan, stretch: Stretch, stop: threading.Event | None) -> Record:
+    past, workshop = plan.past, plan.workshop
+    run = job(replace(plan.launch, stretch=stretch), plan.engine, workshop)
+    comparison = Comparison(past, stretch, keep_going=plan.words.keep_going)
+    usual = watcher(plan.launch, run.started) if stop is None else _quiet(workshop)
+    looking = _looking(usual, comparison, stop)
+    record = execute(run, engine=plan.engine, store=RunStore(workshop.project.runs), watcher=looking)
+    if stop is not None:
+        said = record.verdict.message if record.verdict else f"{record.status}: {record.message}"
+        workshop.say(f"{record.id}: {named(stretch, past.steps)}: {said}")
+    return record
+
+
+def _quiet(workshop: Workshop) -> Watcher:
+    """Return who looks on at one of several stretches: the lines of all would be a muddle."""
+    return Watcher(begin=lambda *_: None, event=lambda _: None, end=lambda record: record, say=workshop.say)
+
+
+def _looking(usual: Watcher, comparison: Comparison, stop: threading.Event | None) -> Watcher:
     """Return who looks on at a replay: the usual ones, and the comparison with the run that it repeats."""
     folders: list[RunFolder] = []
 
@@ -83,16 +166,30 @@ def _compared(usual: Watcher, comparison: Comparison) -> Watcher:
     def end(record: Record) -> Record:
         return usual.end(replace(record, verdict=comparison.verdict(record, folders[0].out)))
 
-    return Watcher(begin=begin, event=usual.event, end=end, look=lambda: comparison.look(folders[0].out))
+    def look() -> str:
+        return _STOPPED if stop is not None and stop.is_set() else comparison.look(folders[0].out)
+
+    return replace(usual, begin=begin, end=end, look=look)
 
 
-def _report(record: Record, workshop: Workshop) -> int:
-    verdict = record.verdict
-    if verdict is None:
-        raise ReplayFailed(f"{record.id}: {record.status}: {record.message}", hint=f"xrun logs {record.id}")
-    sys.stdout.write(f"run          {record.id}\nreplay of    {record.replay_of}\n{verdict.message}\n")
+def _together(plan: _Plan, done: Sequence[Record]) -> Verdict:
+    """Return what all stretches prove. Raises ReplayFailed for one that did not get to an end."""
+    verdicts = [record.verdict for record in done if record.verdict]
+    if found := next((verdict for verdict in verdicts if verdict.result in _PARTED), None):
+        return found
+    for record in done:
+        if record.verdict is None:
+            raise ReplayFailed(f"{record.id}: {record.status}: {record.message}", hint=f"xrun logs {record.id}")
+    if len(plan.stretches) == 1 and plan.words.spot is None:
+        return verdicts[0]
+    fingerprint = plan.past.record.fingerprint if plan.words.spot is None else None
+    return on_this_machine(together(plan.stretches, plan.past.steps, fingerprint), plan.past.elsewhere)
+
+
+def _report(done: Sequence[Record], verdict: Verdict, workshop: Workshop) -> int:
+    ids, past = [record.id for record in done], done[0].replay_of
+    sys.stdout.write(f"run          {' '.join(ids)}\nreplay of    {past}\n{verdict.message}\n")
     step = f" --step {verdict.step}" if verdict.step else ""
-    workshop.say(
-        f"\nnext:\n  xrun trace {record.replay_of}{step}\n  xrun trace {record.id}{step}\n  xrun show {record.id}"
-    )
-    return {"identical": 0, "diverged": EXIT_DIVERGED, "not-comparable": EXIT_NOT_COMPARABLE}[verdict.result]
+    last = next((record.id for record in done if record.verdict == verdict), ids[-1])
+    workshop.say(f"\nnext:\n  xrun trace {past}{step}\n  xrun trace {last}{step}\n  xrun show {last}")
+    return _PARTED.get(verdict.result, 0)

@@ -1,7 +1,6 @@
 """`xrun experiment=…`: from the words on the command line to a run's record, and what is printed of it."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,15 +11,14 @@ from runner.conf.words import show_config, show_info
 from runner.config import Config
 from runner.container import DATA, OUT, SOURCE, SPEC, limits_of
 from runner.engines.select import pick
-from runner.errors import RunFailed
 from runner.execute import execute
-from runner.launch import Launch, job, watcher
+from runner.launch import Launch, job, report, watcher
 from runner.levels import PRICES
 from runner.lock import Lock
 from runner.locking import Use, changes, load, lock_for_run, recorded, relock, save
 from runner.machine import Machine
 from runner.prepare import Workshop, make_ready, pin_image
-from runner.record import Conducted, Record
+from runner.record import Conducted
 from runner.resolve import run_spec
 from runner.source import Source, snapshot
 from runner.spec import RunSpec
@@ -54,7 +52,7 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
     workshop.say(f"{image}, engine {engine.name}, level {level}{price}")
     store = RunStore(workshop.project.runs)
     record = execute(run, engine=engine, store=store, watcher=watcher(launch, run.started))
-    return _report(record, workshop.say)
+    return report(record, workshop.say)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,16 +136,3 @@ def _described(plan: _Plan) -> str:
         *(f"env     {name}={value}" for name, value in sorted(spec.determinism.environment.items())),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _report(record: Record, say: Callable[[str], None]) -> int:
-    """Print how a run ended and what to type next. Raises RunFailed unless it is done."""
-    if record.status != "done":
-        raise RunFailed(f"{record.id}: {record.status}: {record.message}", hint=f"xrun logs {record.id}")
-    lines = [f"run          {record.id}"]
-    lines += [f"{name:<12} {value:.4f}" for name, value in sorted(record.metrics.items()) if isinstance(value, float)]
-    lines += [f"fingerprint  {record.fingerprint}"]
-    sys.stdout.write("\n".join(lines) + "\n")
-    engine = " --engine host" if record.engine == "host" else ""
-    say(f"\nnext:\n  xrun replay {record.id}{engine}\n  xrun show {record.id}\n  xrun logs {record.id}\n  xrun ls")
-    return 0

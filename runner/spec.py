@@ -30,6 +30,12 @@ class RunSpec:
     source: str
     """Digest of the source snapshot: `experiments/` and `runner/inside/`."""
 
+    @property
+    def is_command(self) -> bool:
+        """Whether the run is a program of any kind, without steps, traces and checkpoints."""
+        experiment = self.config.get("experiment")
+        return isinstance(experiment, Mapping) and bool(experiment.get("command"))
+
     def canonical(self) -> bytes:
         """Return the bytes of spec.json."""
         return canonical_bytes(to_mapping(self))

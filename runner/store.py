@@ -67,6 +67,11 @@ class RunFolder:
         return self.path / "out"
 
     @property
+    def control(self) -> Path:
+        """What xrun asks of the container while it runs."""
+        return self.path / "control"
+
+    @property
     def wandb(self) -> Path:
         """W&B's files of the run."""
         return self.path / "wandb"
@@ -102,6 +107,7 @@ class RunStore:
             undo.callback(shutil.rmtree, staging.path, ignore_errors=True)
             try:
                 staging.out.mkdir(parents=True)
+                staging.control.mkdir()
                 owner = hold(staging.lock)
             except OSError as error:
                 raise StoreError(f"cannot make a run's folder below {self.root}: {error.strerror}") from error

@@ -1,106 +1,23 @@
 """Replays of whole runs: the verdict, what it needs, and what it does not."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from bare_machine import BareMachine
-from inside.jobs import TINY
+from host_project import Bench, make_bench
 
 from runner.machine import probe
 from runner.record import Record
-from runner.replay import not_comparable
+from runner.replay import identity_reasons, knows_numerics
 from runner.store import RunStore
-
-ROOT = Path(__file__).parent.parent
-
-IMAGE = """\
-name: none
-source: registry
-ref: registry.example/none@sha256:0000000000000000000000000000000000000000000000000000000000000000
-platform: linux/amd64
-python: python3
-"""
-EXPERIMENT = """\
-# @package _global_
-experiment: {name: tiny, module: tiny}
-optim: {kind: AdamW, fused: true, lr: 0.01}
-training: {steps: 30, batch_size: 16}
-"""
-COMMAND = """\
-# @package _global_
-experiment:
-  name: said
-  command:
-    - python3
-    - -c
-    - "import os; open('a.txt', 'w').write('a'); open('b.txt', 'w').write(str(os.path.exists(FLAG)))"
-  outputs: [a.txt, b.txt]
-training: {steps: 1, batch_size: 1}
-"""
-# Nothing in a replay may decide by what is around it; this experiment does, at step 17, and is found out.
-FAULT = """
-    if os.path.exists(FLAG) and draws.ids is not None and count_calls() == 17:
-        inputs[0, 0] += 2.0**-20
-    return inputs, data[1][draws.ids]
-
-calls = []
-
-def count_calls():
-    calls.append(1)
-    return len(calls)
-"""
-
-
-class Bench:
-    """A project whose experiment runs on this host, without an image."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.flag = folder / "flag"
-
-    def xrun(self, *words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "XRUN_HOME": str(self.folder / "home"), **variables}
-        argv = [sys.executable, "-m", "runner", *words]
-        return subprocess.run(argv, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
-
-    def run(self, *words: str) -> str:
-        ran = self.xrun("engine=host", "image=none", "tracking=off", "hardware.threads=1", *words)
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout.split()[1]
-
-    def replay(self, run_id: str, *words: str) -> "subprocess.CompletedProcess[str]":
-        return self.xrun("replay", run_id, "--engine", "host", *words)
-
-    def replay_with(self, variable: str, run_id: str) -> "subprocess.CompletedProcess[str]":
-        """Replay where a library is told to use other instructions: to a run, that is another machine."""
-        python = self.folder / "python"
-        python.write_text(f'#!/bin/sh\n{variable} exec {sys.executable} "$@"\n')
-        python.chmod(0o755)
-        return self.xrun("replay", run_id, "--engine", "host", XRUN_HOST_PYTHON=str(python))
-
-    def record(self, run_id: str = "last") -> "dict[str, object]":
-        return dict(json.loads(self.xrun("show", run_id, "--json").stdout))
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    folder = tmp_path_factory.mktemp("project")
-    shutil.copytree(ROOT / "conf", folder / "conf")
-    (folder / "experiments").mkdir()
-    flag = repr(str(folder / "flag"))
-    source = TINY.replace("    return inputs, data[1][draws.ids]\n", FAULT).replace("FLAG", flag)
-    (folder / "experiments" / "tiny.py").write_text(source)
-    (folder / "conf" / "image" / "none.yaml").write_text(IMAGE)
-    (folder / "conf" / "experiment" / "tiny.yaml").write_text(EXPERIMENT)
-    (folder / "conf" / "experiment" / "said.yaml").write_text(COMMAND.replace("FLAG", flag))
-    return Bench(folder)
+    return make_bench(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +95,7 @@ def test_where_operators_of_the_run_compute_other_bits_nothing_can_be_proved(ben
     )
     assert (replay.returncode, replay.stdout.splitlines()[2:]) == (11, [said]), replay.stderr
     assert isinstance(record["verdict"], dict)
-    assert (record["verdict"]["result"], record["verdict"]["step"]) == ("not-comparable", None)
+    assert (record["verdict"]["result"], record["verdict"]["step"]) == ("not comparable", None)
 
 
 def test_operators_that_the_run_does_not_call_may_compute_other_bits(bench: Bench, resumable: str) -> None:
@@ -190,6 +107,11 @@ def test_operators_that_the_run_does_not_call_may_compute_other_bits(bench: Benc
     assert (replay.returncode, replay.stdout.splitlines()[2].partition(":")[0]) == (0, "identical")
 
 
+def test_on_other_hardware_that_is_allowed_other_bits_are_compared_all_the_same(bench: Bench, resumable: str) -> None:
+    replay = bench.replay_with("MKL_CBWR=COMPATIBLE", resumable, "--allow-hardware")
+    assert (replay.returncode, replay.stdout.splitlines()[2].partition(":")[0]) == (10, "diverged at step 1")
+
+
 def test_the_name_of_the_cpu_counts_only_where_its_operators_are_not_known(bench: Bench, resumable: str) -> None:
     store, other = RunStore(bench.folder / "runs"), replace(probe(), cpu="Another CPU")
     command = bench.run("experiment=said", "determinism=resume")
@@ -197,7 +119,8 @@ def test_the_name_of_the_cpu_counts_only_where_its_operators_are_not_known(bench
     for run_id in (resumable, command):
         run = store.look(store.find(run_id))
         assert isinstance(run.facts, Record)
-        reasons[run_id] = not_comparable(run.facts, run.folder, store.load_spec(run.folder), other)
+        spec = store.load_spec(run.folder)
+        reasons[run_id] = identity_reasons(run.facts, spec, other, knows_numerics=knows_numerics(run.folder, spec))
     cpu = probe().cpu
     said = f"hardware: cpu was {cpu}, here is Another CPU; level resume needs the same"
     assert reasons == {resumable: [], command: [said]}

@@ -222,7 +222,7 @@ def test_ctrl_c_stops_the_container_and_marks_the_run(machine: BareMachine, dock
     running.communicate(timeout=60)
     assert running.returncode == 130
     record = json.loads(machine.xrun("show", "last", "--json").stdout)
-    assert (record["status"], record["message"]) == ("interrupted", "stopped by a signal")
+    assert (record["status"], record["message"]) == ("interrupted", "stopped by a signal, with a checkpoint")
     assert not [path for path in Path("/proc").glob("[0-9]*") if _speaks_of(path, record["id"].encode())]
 
 

@@ -31,7 +31,13 @@ def test_a_run_is_named_by_experiment_spec_and_number(tmp_path: Path) -> None:
 def test_a_started_run_holds_its_spec_and_an_empty_out(tmp_path: Path) -> None:
     runs = RunStore(tmp_path / "runs")
     folder = runs.start(make_spec(), make_started())
-    assert sorted(path.name for path in folder.path.iterdir()) == ["out", "owner", "spec.json", "started.json"]
+    assert sorted(path.name for path in folder.path.iterdir()) == [
+        "control",
+        "out",
+        "owner",
+        "spec.json",
+        "started.json",
+    ]
     assert folder.spec.read_bytes() == make_spec().canonical()
     assert runs.load_spec(folder) == make_spec()
 

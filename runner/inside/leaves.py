@@ -40,7 +40,7 @@ def differing(past: Mapping[str, str], here: Mapping[str, str], used: Collection
     return [name for name in names if past.get(name) != here.get(name)]
 
 
-def named(operators: list[str]) -> str:
+def listed(operators: list[str]) -> str:
     """Return operators as a message names them: the first few, and how many more there are."""
     more = len(operators) - _NAMED_AT_MOST
     return ", ".join(operators[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from runner.inside.digests import raw_bytes
-from runner.inside.leaves import differing, named
+from runner.inside.leaves import differing, listed
 from runner.inside.operators import Inputs, Operators, half_operators, operators
 from runner.inside.refusal import Refused
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # What a build of torch says of an operator that it lacks, or whose only kernels the level forbids.
 _ABSENT = (AttributeError, NotImplementedError, RuntimeError, TypeError)
-# oneMKL takes square roots as the CPU's vendor likes, and no cap changes that; optimizers.py refuses what needs them.
+# oneMKL takes square roots as the CPU's vendor likes, and no cap changes that; requirements.py refuses what needs them.
 _NOT_PORTABLE = frozenset({"adamw", "sqrt"})
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -73,7 +73,7 @@ def require(spec: Mapping[str, Any], here: Mapping[str, str]) -> None:
     level, experiment = spec["determinism"]["level"], spec["config"]["experiment"]["name"]
     message = (
         "this machine computes other bits than the lock pins: "
-        f"{len(others)} of {len(pinned)} operators: {named(others)}"
+        f"{len(others)} of {len(pinned)} operators: {listed(others)}"
     )
     if level.startswith("portable"):
         raise Refused(f"{message}; level {level} promises the same on every CPU, so this is a bug: please report it")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from runner.inside import checkpoint, files, knobs, numerics, optimizers, schedule, seeding, trace
+from runner.inside import checkpoint, files, knobs, numerics, requirements, schedule, seeding, trace
 from runner.inside.digests import digest_of_tensors
 from runner.inside.operators_used import OperatorsUsed
 from runner.inside.precision import Precision
@@ -85,8 +85,7 @@ class Session:
         """
         job, ranks, level = self.job, self.ranks, self.job.spec["determinism"]["level"]
         read_back = knobs.verify(job.spec)
-        if level.startswith(knobs.PORTABLE):
-            optimizers.require_portable(optimizer, level)
+        requirements.require(level, model, optimizer, job.spec["virtual_ranks"])
         self.module = model.to(ranks.device)
         self.model: Any = self.module
         self.optimizer = optimizer

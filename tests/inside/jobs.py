@@ -29,6 +29,10 @@ def count(data):
     return len(data[0])
 
 def model(config, data):
+    if config["model"].get("sync"):
+        return nn.Sequential(nn.Linear(8, 32), nn.SyncBatchNorm(32), nn.Linear(32, 3))
+    if config["model"].get("compiled"):
+        return torch.compile(nn.Linear(8, 3))
     if config["model"].get("plain"):
         return nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 3))
     return nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 3))

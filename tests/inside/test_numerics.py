@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from inside.jobs import REPOSITORY, Ran, make_spec, run
-from runner.inside.leaves import are_leaves, differing, digest_of_leaves, named
+from runner.inside.leaves import are_leaves, differing, digest_of_leaves, listed
 from runner.levels import environment
 
 PROBE = """
@@ -206,5 +206,5 @@ def test_only_operators_that_are_used_count_and_a_missing_one_differs() -> None:
     past, here = {"exp": "0" * 16, "mm": "0" * 16, "mv": "0" * 16}, {"exp": "0" * 16, "mm": "1" * 16}
     assert differing(past, here) == ["mm", "mv"]
     assert differing(past, here, {"exp", "mv"}) == ["mv"]
-    assert named(["a", "b"]) == "a, b"
-    assert named(list("abcdefgh")) == "a, b, c, d, e, f and 2 more"
+    assert listed(["a", "b"]) == "a, b"
+    assert listed(list("abcdefgh")) == "a, b, c, d, e, f and 2 more"

@@ -205,6 +205,31 @@ def test_an_optimizer_that_a_portable_level_cannot_keep_is_refused(tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "level", "why", "hint"),
+    [
+        (
+            "sync",
+            "elastic",
+            "SyncBatchNorm (1): its backend sums over ranks in an order of its own",
+            "use nn.BatchNorm2d, which sees the samples of a virtual rank, or run with determinism=repeat",
+        ),
+        (
+            "compiled",
+            "portable-v3",
+            "torch.compile (the model): it makes other kernels on every CPU",
+            "leave out torch.compile, or run with determinism=elastic",
+        ),
+    ],
+)
+def test_a_model_that_a_level_cannot_keep_is_refused(
+    tmp_path: Path, kind: str, level: str, why: str, hint: str
+) -> None:
+    spec = make_spec(config__model={kind: True}, determinism__level=level, virtual_ranks=2)
+    ran = run(tmp_path, spec)
+    assert (ran.exit_code, ran.error()) == (2, f"error: level {level} cannot be kept with {why}\n\nhint: {hint}\n")
+
+
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     ran = run(tmp_path, make_spec(config__optim__kind="SGD", config__optim__fused=False, config__optim__lr=1e38))
     assert ran.exit_code == 2

@@ -1,0 +1,70 @@
+"""`xrun resume <run-id>`: a run that was stopped goes on from its newest checkpoint that verifies."""
+
+from runner import machine
+from runner.arguments import ResumeArguments
+from runner.container import Stretch
+from runner.engines.select import pick
+from runner.errors import ConfigError, HardwareError, StoreError
+from runner.execute import execute
+from runner.launch import Launch, job, report, watcher
+from runner.levels import is_resumable
+from runner.prepare import Workshop, make_ready
+from runner.record import Started
+from runner.replay import identity_reasons
+from runner.source import stored
+from runner.spec import RunSpec
+from runner.store import Run, RunStore
+
+
+def resume_run(workshop: Workshop, words: ResumeArguments, argv: tuple[str, ...]) -> int:
+    """Go on with a run, as a run of its own, and return xrun's exit code. Raises XrunError."""
+    store = RunStore(workshop.project.runs)
+    run = store.look(store.find(words.run))
+    spec = store.load_spec(run.folder)
+    past = _resumable(run, spec)
+    here = machine.probe()
+    if reasons := identity_reasons(past, spec, here):
+        raise HardwareError(
+            f"{run.folder.id} cannot go on here with the bits it promises:\n" + "\n".join(f"  {why}" for why in reasons)
+        )
+    assert past.conducted is not None
+    launch = Launch(
+        spec=spec,
+        source=stored(store.root, spec.source),
+        conducted=past.conducted,
+        here=here,
+        argv=("resume", *argv),
+        overrides=past.overrides,
+        lock_digest=past.lock_digest,
+        continues=run.folder.id,
+        stretch=Stretch(past=run.folder.out),
+    )
+    engine = pick(words.engine, workshop.images)
+    if engine.name != "host":
+        make_ready(spec.image, workshop, f"git log --oneline -- images/{spec.image.ref}", offline=words.offline)
+    going_on = job(launch, engine, workshop)
+    workshop.say(f"going on with {run.folder.id}: engine {engine.name}, level {spec.determinism.level}")
+    return report(
+        execute(going_on, engine=engine, store=store, watcher=watcher(launch, going_on.started)), workshop.say
+    )
+
+
+def _resumable(run: Run, spec: RunSpec) -> Started:
+    """Return what a run started with. Raises XrunError unless it can go on."""
+    name, level = run.folder.id, spec.determinism.level
+    if run.problem or run.facts is None:
+        raise StoreError(run.problem)
+    if run.status == "done":
+        raise ConfigError(f"{name} is done: there is nothing left to run", hint=f"xrun replay {name}")
+    if run.status == "running":
+        raise ConfigError(f"{name} still runs", hint=f"xrun logs {name} -f")
+    if spec.is_command:
+        raise ConfigError(f"{name} is a command's run, which has no checkpoints", hint=f"xrun show {name}")
+    if not is_resumable(level):
+        raise ConfigError(
+            f"{name} cannot go on: level {level} promises nothing of runs that were stopped",
+            hint=f"xrun experiment={spec.experiment} determinism=resume",
+        )
+    if run.facts.conducted is None:
+        raise StoreError(f"{name} was recorded by an older xrun: its record does not say how it was conducted")
+    return run.facts
