@@ -12,7 +12,7 @@ import torch
 
 from runner.inside.digests import raw_bytes
 from runner.inside.leaves import differing, listed
-from runner.inside.operators import Inputs, Operators, half_operators, operators
+from runner.inside.probed import Inputs, Operators, half_operators, operators
 from runner.inside.refusal import Refused
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from runner.levels import environment
 PROBE = """
 import json, random, sys, torch
 from runner.inside import knobs, numerics
-from runner.inside.operators import Inputs
+from runner.inside.probed import Inputs
 from runner.inside.precision import tf32_settings
 
 level, precision = sys.argv[1:]
