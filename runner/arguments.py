@@ -128,6 +128,26 @@ def resume_arguments(argv: Sequence[str]) -> ResumeArguments:
     return ResumeArguments(**vars(parser.parse_args(list(argv))))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BisectArguments:
+    """Options of `xrun bisect`."""
+
+    run: str
+    other: str
+    engine: Literal["auto", "docker", "embedded", "host"]
+    offline: bool
+
+
+def bisect_arguments(argv: Sequence[str]) -> BisectArguments:
+    """Read the words of `xrun bisect`. Raises ConfigError."""
+    parser = _parser("bisect")
+    parser.add_argument("run")
+    parser.add_argument("other")
+    parser.add_argument("--engine", choices=("auto", "docker", "embedded", "host"), default="auto")
+    parser.add_argument("--offline", action="store_true")
+    return BisectArguments(**vars(parser.parse_args(list(argv))))
+
+
 def trace_arguments(argv: Sequence[str]) -> tuple[str, int | None]:
     """Read the words of `xrun trace`: the run, and the one step that is asked for. Raises ConfigError."""
     parser = _parser("trace")

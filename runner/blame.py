@@ -42,6 +42,26 @@ def first_difference(past: Trace, again: Trace) -> int | None:
     return None if low == min(past.count(), again.count()) else low + 1
 
 
+def first_verdict(past: Sequence[Trace], again: Sequence[Trace], end: int) -> Verdict | None:
+    """Return the verdict on the first step in which any rank differs, None if none of the first `end` does."""
+    pairs = list(zip(past, again, strict=True))
+    for old, new in pairs:
+        if _tables(old) != _tables(new):
+            return diverged_before((old.header, new.header))
+    steps = [step for step in (first_difference(*pair) for pair in pairs) if step is not None and step <= end]
+    if not steps:
+        return None
+    step = min(steps)
+    if step == 0:
+        return next(diverged_before((old.header, new.header)) for old, new in pairs if first_difference(old, new) == 0)
+    records = [[trace.record(step - 1) for trace in traces] for traces in (past, again)]
+    return diverged(past[0].header, records[0], records[1])
+
+
+def _tables(trace: Trace) -> tuple[object, ...]:
+    return trace.header.slices, trace.header.parameters, trace.header.buffers
+
+
 def diverged_before(headers: tuple[Header, Header]) -> Verdict:
     """Return the verdict on two runs that start from different weights."""
     past, again = headers

@@ -18,6 +18,7 @@ Commands:
   logs   <run-id> [-f]      print what a run printed
   resume <run-id>           go on with a run that was stopped, from its newest checkpoint
   replay <run-id>           run it again from its stored spec and source; compare every step
+  bisect <run-id> <run-id>  the step in which two runs part, and the operator that computed other bits in it
   trace  <run-id>           print what each step computed
   image  build|ls|verify    build, list, deep-check images
 
@@ -31,7 +32,7 @@ Run options:
 Lock options:
   --check        fail unless the lock is up to date; write nothing
   --upgrade [image]     move every pin, or the image's alone, to the newest
-Replay options (the first and the last also for resume):
+Replay options (the first and the last also for resume and bisect):
   --engine auto|docker|embedded|host
   --keep-going   do not stop at the first difference
   --segments N   N stretches between checkpoints, side by side

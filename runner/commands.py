@@ -84,6 +84,13 @@ def resume(argv: Sequence[str]) -> int:
     return resume_run(_workshop(), arguments.resume_arguments(argv), tuple(argv))
 
 
+def bisect(argv: Sequence[str]) -> int:
+    """Find the step in which two runs part, and what computed other bits in it."""
+    from runner.bisect_command import bisect_runs  # noqa: PLC0415, as above
+
+    return bisect_runs(_workshop(), arguments.bisect_arguments(argv), tuple(argv))
+
+
 def trace(argv: Sequence[str]) -> int:
     """Print what each step of a run computed."""
     from runner.trace_command import print_trace  # noqa: PLC0415, as above
@@ -131,6 +138,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "logs": logs,
     "replay": replay,
     "resume": resume,
+    "bisect": bisect,
     "trace": trace,
     "image": image,
 }

@@ -5,6 +5,10 @@ from typing import Literal
 
 from runner.parse import Scalar, plain
 
+# A run of as many steps is tested before it begins.
+_LONG_STEPS = 1_000
+_SELF_TEST_STEPS = 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
@@ -132,6 +136,8 @@ class Determinism:
     level: Literal["strongest", "seeded", "repeat", "resume", "elastic", "portable-v2", "portable-v3", "portable-v4"]
     virtual_ranks: int | None = None
     """Shares into which every step's samples are cut, however many ranks compute them; None: hardware.ranks."""
+    self_test: Literal["auto", "on", "off"] = "auto"
+    """Whether the first steps are computed again in fresh processes before a run; auto: before a long one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +167,13 @@ def virtual_ranks(config: Config) -> int:
     """Return how many shares the samples of each step are cut into."""
     asked = config.determinism.virtual_ranks
     return config.hardware.ranks if asked is None else asked
+
+
+def self_test_steps(config: Config) -> int:
+    """Return how many steps a run's self-test computes; 0 for none. It decides no bits."""
+    asked, is_long = config.determinism.self_test, config.training.steps >= _LONG_STEPS
+    is_due = asked == "on" or (asked == "auto" and is_long)
+    return _SELF_TEST_STEPS if is_due and not config.experiment.command else 0
 
 
 def hyperparameters(config: Config) -> dict[str, object]:

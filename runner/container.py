@@ -64,6 +64,10 @@ class Conduct:
     """Processes that share the virtual ranks, where these are not as many as the spec says."""
     allow_numerics: bool = False
     """Whether to go on where this machine computes other bits than the lock pins: a replay is held to its run."""
+    self_test_steps: int = 0
+    """Steps that are computed in other processes before, to see whether the level is kept; 0 for none."""
+    operators_step: int | None = None
+    """The step of which every operator is logged; None for none."""
 
 
 def container_request(name: str, spec: RunSpec, places: Places, conduct: Conduct) -> ContainerRequest:
@@ -116,9 +120,11 @@ def _environment(spec: RunSpec, conduct: Conduct) -> dict[str, str]:
     asked = {
         "XRUN_ALLOW_NUMERICS": "1" if conduct.allow_numerics else None,
         "XRUN_LAST_STEP": stretch.last_step,
+        "XRUN_OPERATORS_STEP": conduct.operators_step,
         "XRUN_RANKS": conduct.ranks,
         "XRUN_RESUME": PAST if stretch.past else None,
         "XRUN_RESUME_STEP": stretch.after_step,
+        "XRUN_SELF_TEST_STEPS": conduct.self_test_steps or None,
     }
     environment |= {name: str(value) for name, value in asked.items() if value is not None}
     return environment | spec.determinism.environment

@@ -10,7 +10,8 @@ XrunError
 ├── StoreError     7   the store or a run in it is damaged, full or unknown
 └── ReplayFailed  12   a replay could not run to an end
 
-10 is a replay that diverged, 11 one that could prove nothing, 70 is a bug in xrun, 130 is Ctrl-C, 143 is SIGTERM.
+10 is a replay that diverged or two runs that differ, 11 one that could prove nothing, 70 is a bug in xrun,
+130 is Ctrl-C, 143 is SIGTERM.
 """
 
 EXIT_DIVERGED = 10

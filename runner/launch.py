@@ -43,6 +43,8 @@ class Launch:
     ranks: int | None = None
     """Processes, where these are not as many as the spec says."""
     allow_hardware: bool = False
+    self_test_steps: int = 0
+    operators_step: int | None = None
 
 
 def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:
@@ -58,6 +60,8 @@ def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:
         stretch=launch.stretch,
         ranks=launch.ranks,
         allow_numerics=launch.allow_hardware or launch.replay_of is not None,
+        self_test_steps=launch.self_test_steps,
+        operators_step=launch.operators_step,
     )
     return Job(
         spec=spec,

@@ -12,6 +12,7 @@ from runner.terminal import clipped, printable
 
 _PLAIN_PARTS = 10
 _LINE_CAP = 500
+_RANKS_SHOWN = 8
 _ERASE = "\r\x1b[K"
 
 
@@ -30,8 +31,13 @@ class Progress:
     def event(self, event: Event) -> None:
         """Show one event."""
         match event["kind"]:
+            case "self-test-run" | "self-test":
+                self._print(_self_test(event))
             case "start":
                 self._print(_start(event))
+            case "resume":
+                problem = f" ({event['message']})" if event.get("message") else ""
+                self._print(f"going on after step {_shown(event.get('step'))}{problem}")
             case "step":
                 self._step(event)
             case "eval" if isinstance(event.get("metrics"), dict):
@@ -91,6 +97,13 @@ class Progress:
             return os.get_terminal_size(self._stream.fileno()).columns or 80
         except OSError:
             return 80
+
+
+def _self_test(event: Event) -> str:
+    ranks = event["ranks"] if isinstance(event.get("ranks"), list) else [event.get("ranks")]
+    on = ", ".join(map(_shown, ranks[:_RANKS_SHOWN]))
+    what = f"{_shown(event.get('steps'))} steps on {on} rank{'' if on == '1' else 's'}"
+    return f"self-test passed: {what} gave the same bits" if event["kind"] == "self-test" else f"self-test: {what}"
 
 
 def _start(event: Event) -> str:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runner.blame import computes_otherwise, diverged, diverged_before, first_difference
+from runner.blame import computes_otherwise, first_verdict
 from runner.checkpoints import below, state_after
 from runner.container import Stretch
 from runner.errors import HardwareError, StoreError
@@ -17,7 +17,7 @@ from runner.record import Record, Started, Verdict
 from runner.spec import RunSpec
 from runner.store import RunFolder
 from runner.stretches import named
-from runner.traces import TraceFile, moved_operators, opened_traces, tell_numerics
+from runner.traces import moved_operators, opened_traces, tell_numerics
 
 
 def not_comparable(past: Record, spec: RunSpec, ranks: int | None, *, in_stretches: bool) -> list[str]:
@@ -200,26 +200,6 @@ def on_this_machine(verdict: Verdict, elsewhere: Sequence[str]) -> Verdict:
         return verdict
     message = f"compared, on other hardware: {verdict.message.partition(': ')[2]}"
     return replace(verdict, result="compared", message=message)
-
-
-def first_verdict(past: Sequence[TraceFile], again: Sequence[TraceFile], end: int) -> Verdict | None:
-    """Return the verdict on the first step in which any rank differs, None if none of the first `end` does."""
-    pairs = list(zip(past, again, strict=True))
-    for old, new in pairs:
-        if _tables(old) != _tables(new):
-            return diverged_before((old.header, new.header))
-    steps = [step for step in (first_difference(*pair) for pair in pairs) if step is not None and step <= end]
-    if not steps:
-        return None
-    step = min(steps)
-    if step == 0:
-        return next(diverged_before((old.header, new.header)) for old, new in pairs if first_difference(old, new) == 0)
-    records = [[trace.record(step - 1) for trace in traces] for traces in (past, again)]
-    return diverged(past[0].header, records[0], records[1])
-
-
-def _tables(trace: TraceFile) -> tuple[object, ...]:
-    return trace.header.slices, trace.header.parameters, trace.header.buffers
 
 
 def _outputs_of(spec: RunSpec) -> list[str]:

@@ -8,7 +8,7 @@ from runner import machine
 from runner.arguments import RunArguments
 from runner.conf.compose import compose
 from runner.conf.words import show_config, show_info
-from runner.config import Config
+from runner.config import Config, self_test_steps
 from runner.container import DATA, OUT, SOURCE, SPEC, limits_of
 from runner.engines.select import pick
 from runner.execute import execute
@@ -113,6 +113,7 @@ def _launch(plan: _Plan, argv: tuple[str, ...]) -> Launch:
         argv=argv,
         overrides=plan.overrides,
         lock_digest=plan.lock.digest,
+        self_test_steps=self_test_steps(config),
     )
 
 

@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from runner.errors import RunFailed
+from runner.errors import RunFailed, StoreError
 from runner.hostile import opened, opened_folder
+from runner.inside import operator_log
 from runner.inside.leaves import differing
 from runner.inside.trace import (
     Header,
@@ -82,6 +83,23 @@ def _first_line(file: int) -> bytes:
         if end:
             return line
     raise TraceError("it is no trace: it has no first line")
+
+
+def operator_logs(out: Path, processes: int) -> list[list[operator_log.Operator]]:
+    """Return the operators of the step that a run logged, by process. Raises StoreError for a log that is no log."""
+    logs = []
+    try:
+        with opened_folder(out) as folder:
+            for name in map(operator_log.file_name, range(processes)):
+                with opened(folder, name, name) as (file, _), os.fdopen(os.dup(file), "rb") as reader:
+                    logs.append(operator_log.read(reader))
+    except operator_log.LogError as error:
+        raise StoreError(f"out/{name}: {error}") from error
+    except RunFailed as error:
+        raise StoreError(error.message) from error
+    except OSError as error:
+        raise StoreError(f"out/{error.filename} cannot be read: {error.strerror}") from error
+    return logs
 
 
 @contextmanager

@@ -14,6 +14,7 @@ NAMES = ("conv1.weight", "layer1.weight", "fc.weight")
 
 def make_header(*, slices: int = 1, world_size: int = 1, weights: str = DIGEST) -> Header:
     return Header(
+        digest="sha256/8",
         level="repeat",
         virtual_rank=0,
         virtual_ranks=world_size,

@@ -48,6 +48,15 @@ def test_a_pipe_gets_plain_lines_at_each_tenth(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == ""
 
 
+def test_a_self_test_says_what_it_computes_and_that_it_passed() -> None:
+    running = [{"kind": "self-test-run", "steps": 3, "ranks": ranks} for ranks in (2, 1)]
+    assert plain([*running, {"kind": "self-test", "steps": 3, "ranks": [2, 2, 1]}]) == [
+        "self-test: 3 steps on 2 ranks",
+        "self-test: 3 steps on 1 rank",
+        "self-test passed: 3 steps on 2, 2, 1 ranks gave the same bits",
+    ]
+
+
 def test_evaluations_and_the_end_are_lines_of_their_own() -> None:
     metrics = {"accuracy": 0.81234567, "loss": None, "samples": 10_000}
     assert plain([{"kind": "eval", "step": 3, "metrics": metrics}, {"kind": "end"}]) == [

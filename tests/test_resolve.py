@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import PurePath
+from typing import Literal
 
 import pytest
 
@@ -15,6 +16,7 @@ from runner.config import (
     Tracking,
     Training,
     hyperparameters,
+    self_test_steps,
 )
 from runner.errors import ConfigError, LockError
 from runner.lock import ImagePin
@@ -156,6 +158,7 @@ def test_the_digest_of_a_run_ignores_engine_tracking_and_scheduler() -> None:
         engine="docker",
         tracking=replace(CONFIG.tracking, project="other"),
         scheduler=replace(CONFIG.scheduler, timeout_s=5),
+        determinism=replace(CONFIG.determinism, self_test="on"),
     )
     assert run_spec(LOCK, CONFIG, elsewhere, SOURCE).digest == run_spec(LOCK, CONFIG, CONFIG, SOURCE).digest
 
@@ -179,6 +182,22 @@ def test_a_step_has_as_many_shares_as_ranks_unless_it_is_given_more() -> None:
     in_eight = replace(on_two, determinism=replace(CONFIG.determinism, virtual_ranks=8))
     assert run_spec(LOCK, CONFIG, on_two, SOURCE).virtual_ranks == 2
     assert run_spec(LOCK, CONFIG, in_eight, SOURCE).virtual_ranks == 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps", "tested"), [("auto", 999, 0), ("auto", 1_000, 3), ("on", 1, 3), ("off", 9_999, 0)]
+)
+def test_long_runs_are_tested_first_unless_it_is_asked_otherwise(
+    asked: Literal["auto", "on", "off"], steps: int, tested: int
+) -> None:
+    determinism, training = replace(CONFIG.determinism, self_test=asked), replace(CONFIG.training, steps=steps)
+    assert self_test_steps(replace(CONFIG, determinism=determinism, training=training)) == tested
+
+
+def test_a_command_has_no_steps_to_test() -> None:
+    command = replace(CONFIG.experiment, module=None, command=("true",))
+    determinism = replace(CONFIG.determinism, self_test="on")
+    assert self_test_steps(replace(CONFIG, experiment=command, determinism=determinism)) == 0
 
 
 def test_bf16_runs_at_the_level_it_can_keep() -> None:

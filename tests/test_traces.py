@@ -10,6 +10,7 @@ from runner.inside.trace_header import read_header
 from runner.traces import opened_traces
 
 HEADER = Header(
+    digest="sha256/8",
     level="repeat",
     virtual_rank=0,
     virtual_ranks=1,

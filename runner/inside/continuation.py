@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 # What belongs to an attempt, not to the training.
-_OF_AN_ATTEMPT = frozenset({"start", "resume", "stopped", "end"})
+_OF_AN_ATTEMPT = frozenset({"self-test-run", "self-test", "start", "resume", "stopped", "end"})
 
 
 class Continuation(NamedTuple):

@@ -1,4 +1,4 @@
-"""Digests of files and of tensor content: always `sha256:<hex>`."""
+"""Digests of files and of tensor content: `sha256:<hex>`, or the bytes that a trace takes in."""
 
 from __future__ import annotations
 
@@ -47,6 +47,18 @@ def raw_bytes(tensor: torch.Tensor) -> bytes | ctypes.Array[ctypes.c_char]:
     # The tensor may be a copy that nobody else holds.
     memory.owner = tensor
     return memory  # type: ignore[no-any-return]
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor on the CPU whose memory, read from its start, is its content."""
+    return laid_out(tensor.detach().cpu())
+
+
+def laid_out(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor whose memory, read from its start, is its content: a copy only where there is no other way."""
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):  # noqa: PLR2004, n, c, h, w
+        return tensor
+    return tensor.contiguous()
 
 
 def digest_of_state(value: object) -> str:

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 class Exchange:
     """Sums flat tensors over all virtual ranks, in the order of the fixed tree."""
 
-    def __init__(self, ranks: Ranks, virtual_ranks: int) -> None:
+    def __init__(self, ranks: Ranks, virtual_ranks: int, *, aside: bool) -> None:
         self._ranks = ranks
+        self._aside = aside
         self._shapes = [shape(owned(virtual_ranks, ranks.world_size, rank)) for rank in range(ranks.world_size)]
         self._queue: queue.SimpleQueue[tuple[list[Tensor], torch.futures.Future[Tensor]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -60,6 +61,10 @@ class Exchange:
         """Do what `sum` does beside the backward pass. All processes must start the same sums in the same order."""
         if self._stream is not None:
             return self._start_on_stream(self._stream, subtrees)
+        if not self._aside:
+            done: torch.futures.Future[Tensor] = torch.futures.Future()
+            done.set_result(self.sum(subtrees))
+            return done
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="tree sums", daemon=True)
             self._thread.start()

@@ -20,7 +20,7 @@ class Events:
     """events.jsonl: one JSON object a line, on its way to the reader as soon as it is written."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="ascii", buffering=1)
+        self._file = path.open("a", encoding="ascii", buffering=1)
 
     def __enter__(self) -> Self:
         return self

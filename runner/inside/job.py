@@ -37,6 +37,19 @@ class Job(NamedTuple):
     """Where to end; None for the end of training."""
     allow_numerics: bool = False
     """Whether the run may compute other bits than its lock pins."""
+    other_ranks: int | None = None
+    """Processes that compute the run instead of the spec's number."""
+    operators_step: int | None = None
+    """The step of which every operator is logged; None for none."""
+    self_test_steps: int = 0
+    """Steps that are computed twice before the run, to see whether it keeps its level; 0 for none."""
+    traces_only: bool = False
+    """Whether to end after the last step without evaluation, checkpoint and done.json, having looked at all tensors."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the run."""
+        return int(self.other_ranks or self.spec["ranks"])
 
     @property
     def is_asked_to_stop(self) -> bool:
@@ -64,6 +77,10 @@ def from_environment() -> Job:
         resume_step=_number("XRUN_RESUME_STEP"),
         last_step=_number("XRUN_LAST_STEP"),
         allow_numerics=os.environ.get("XRUN_ALLOW_NUMERICS") == "1",
+        other_ranks=_number("XRUN_RANKS"),
+        operators_step=_number("XRUN_OPERATORS_STEP"),
+        self_test_steps=_number("XRUN_SELF_TEST_STEPS") or 0,
+        traces_only=bool(os.environ.get("XRUN_TRACES_ONLY")),
     )
 
 

@@ -30,6 +30,11 @@ _MKL_CBWR_BRANCH = 1
 _MKL_CBWR_COMPATIBLE = 3
 
 
+def is_elastic(level: str) -> bool:
+    """Say whether a level promises the same bits on any number of ranks."""
+    return level == "elastic" or level.startswith(PORTABLE)
+
+
 def set_up(level: str) -> None:
     """Set what a running program can set: torch's deterministic kernels, from the level `repeat` on."""
     torch.use_deterministic_algorithms(level != SEEDED)

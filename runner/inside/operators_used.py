@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode  # its place in every release since 1.13
 
-from runner.inside.recorder import tensors_in
+from runner.inside.lane import tensors_in
 
 if TYPE_CHECKING:
     from collections.abc import Collection

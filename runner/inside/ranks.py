@@ -14,6 +14,7 @@ import torch
 from torch import distributed
 from torch.nn import functional
 
+from runner.inside.knobs import is_elastic
 from runner.inside.refusal import EXIT_STOPPED, Refused
 
 if TYPE_CHECKING:
@@ -81,9 +82,18 @@ def is_rank() -> bool:
     return "RANK" in os.environ
 
 
+def require_possible(job: Job) -> None:
+    """Raise Refused unless the level holds on as many ranks as compute the run."""
+    pinned, virtual_ranks, level = job.spec["ranks"], job.spec["virtual_ranks"], job.spec["determinism"]["level"]
+    if job.ranks != pinned and not is_elastic(level):
+        raise Refused(f"level {level} promises nothing on {job.ranks} ranks: the run has {pinned}")
+    if job.ranks > virtual_ranks:
+        raise Refused(f"{job.ranks} ranks cannot share {virtual_ranks} virtual ranks")
+
+
 def join(job: Job) -> Ranks:
     """Return this process's place among the ranks; blocks until all are there."""
-    world_size = job.spec["ranks"]
+    world_size = job.ranks
     rank = int(os.environ["RANK"]) if world_size > 1 else 0
     device = torch.device("cpu")
     if job.spec["hardware"]["device"] == "cuda":
@@ -115,7 +125,7 @@ def launch(job: Job) -> int:
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=job.spec["ranks"],
+        nproc_per_node=job.ranks,
         run_id="xrun",
         rdzv_backend="static",
         rdzv_endpoint=f"{_ADDRESS}:{_free_port()}",

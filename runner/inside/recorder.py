@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import array
-import hashlib
 import math
-import random
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from runner.inside import trace
-from runner.inside.digests import digest_of_tensors, raw_bytes
+from runner.inside.digests import digest_of_tensors
+from runner.inside.lane import Lane
+from runner.inside.operators import OperatorLog
+from runner.inside.seeding import generators
 from runner.inside.tree import owned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
     from torch import Tensor, nn
@@ -26,25 +25,6 @@ if TYPE_CHECKING:
     from runner.inside.ranks import Ranks
     from runner.inside.seeding import Draws
     from runner.inside.state import State
-
-_STREAMS = ("sample_ids", "batch", "rng_before", "output")
-
-
-class _Lane:
-    """The trace of one virtual rank, and what it has computed of the step so far."""
-
-    def __init__(self, file: Any, chain: bytes) -> None:
-        self.file = file
-        self.chain = chain
-        self.streams = {name: hashlib.sha256() for name in _STREAMS}
-        self.channels: dict[str, bytes] = {}
-        self.tensors: dict[str, list[bytes]] = {}
-
-    def look(self, channel: str, tensors: Iterable[object]) -> None:
-        """Take in one digest a tensor."""
-        words = [_digest(tensor) for tensor in tensors]
-        self.tensors[channel] = words
-        self.channels[channel] = trace.digest_of(words)
 
 
 class Recorder:
@@ -58,8 +38,9 @@ class Recorder:
         header: trace.Header,
         past: Continuation | None,
     ) -> None:
+        self._job, self._ranks, self._state = job, ranks, state
+        self._operators: OperatorLog | None = None
         self._optimizer = state.optimizer
-        self._device = ranks.device
         self._parameters = dict(state.module.named_parameters())
         self._places = {id(parameter): place for place, parameter in enumerate(self._parameters.values())}
         self._buffers = dict(state.module.named_buffers())
@@ -71,10 +52,10 @@ class Recorder:
             file = (job.out / trace.file_name(number)).open("ab", buffering=0)
             if past is None:
                 file.write(header._replace(virtual_rank=number).line())
-            self._lanes.append(_Lane(file, chain))
+            self._lanes.append(Lane(file, chain))
         self._lane = self._lanes[0]
         # What all virtual ranks share: digested once a step, written into each one's record.
-        self._shared = _Lane(None, b"")
+        self._shared = Lane(None, b"")
         self._local: dict[int, Tensor] = {}
         state.module.register_forward_hook(self._see_output)
 
@@ -87,33 +68,51 @@ class Recorder:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._close_operators()
         for lane in self._lanes:
             lane.file.close()
 
     def begin(self, step: int) -> None:
-        """Look at what a step starts from."""
+        """Look at what a step starts from; from here on at its operators, too, if they are asked for."""
         self._step = step
+        if step == self._job.operators_step:
+            self._operators = OperatorLog(self._job.out, self._ranks.rank, self._state.module)
+            self._operators.__enter__()
         self._shared.look("weights_before", self._parameters_now())
         for lane in self._lanes:
-            lane.streams = {name: hashlib.sha256() for name in _STREAMS}
+            lane.begin()
 
     def enter(self, place: int) -> None:
         """From here on look at another virtual rank of this process, counted from 0."""
         self._lane = self._lanes[place]
+        self._say_whose(owned(self._header.virtual_ranks, self._ranks.world_size, self._ranks.rank)[place])
+
+    def leave(self) -> None:
+        """Say that a virtual rank's own share of the step is computed."""
+        self._say_whose(None)
+
+    def _say_whose(self, number: int | None) -> None:
+        if self._operators is not None:
+            self._operators.rank = number
+
+    def _close_operators(self) -> None:
+        if self._operators is not None:
+            self._operators.__exit__(None, None, None)
+            self._operators = None
 
     def see_samples(self, draws: Draws) -> None:
         """Take in the samples of a micro-batch."""
-        self._stream("sample_ids", (draws.ids, draws.epochs))
+        self._lane.stream("sample_ids", (draws.ids, draws.epochs))
 
     def see_batch(self, batch: object) -> None:
         """Take in what a micro-batch is computed from: its tensors, and the random numbers that come next."""
-        self._stream("batch", batch)
-        self._lane.streams["rng_before"].update(_generators(self._device))
+        self._lane.stream("batch", batch)
+        self._lane.streams["rng_before"].update(generators(self._ranks.device))
 
     def _see_output(self, module: nn.Module, _inputs: object, output: object) -> None:
         # The experiment's loss is all that the loop is given; what it is computed from passes here.
         if module.training:
-            self._stream("output", output)
+            self._lane.stream("output", output)
 
     def see_bucket(self, bucket: Any) -> None:
         """Keep what this process's last virtual rank itself computed of a bucket of gradients."""
@@ -136,11 +135,11 @@ class Recorder:
             self._lanes[-1].look("local_grad", [self._local.get(id(parameter)) for parameter in parameters])
             self._local.clear()
         elif self._header.virtual_ranks == 1:
-            self._lane.channels["local_grad"] = self._shared.channels["reduced_grad"]
-            self._lane.tensors["local_grad"] = self._shared.tensors["reduced_grad"]
+            self._lane.pending["local_grad"] = self._shared.pending["reduced_grad"]
 
     def end(self, losses: Sequence[float], grad_norm: float | None, scaler: Any) -> None:
         """Look at what a step leaves, and append a record to each trace. One loss a virtual rank."""
+        self._close_operators()
         shared, state, parameters = self._shared, scaler.state_dict(), self._parameters_now()
         shared.channels["grad_norm"] = trace.word(math.nan if grad_norm is None else grad_norm)
         shared.channels["scale"] = trace.word(state.get("scale", 1.0))
@@ -150,6 +149,7 @@ class Recorder:
         shared.look("optimizer", [self._optimizer.state.get(parameter) for parameter in parameters])
         shared.look("buffers", [self._buffers[entry.name] for entry in self._header.looked_at("buffers", self._step)])
         shared.look("weights", parameters)
+        self._settle()
         for lane, loss in zip(self._lanes, losses):
             lane.channels["loss"] = trace.word(loss)
             for name, stream in lane.streams.items():
@@ -159,12 +159,16 @@ class Recorder:
             lane.chain = trace.link(lane.chain, content)
             lane.file.write(content + lane.chain)
 
+    def _settle(self) -> None:
+        lanes = [self._shared, *self._lanes]
+        waited_for = [digest for lane in lanes for digest in lane.waited_for()]
+        numbers = torch.stack(waited_for).tolist() if waited_for else []
+        words = iter([trace.word(number & (1 << 64) - 1, real=False) for number in numbers])
+        for lane in lanes:
+            lane.settle(words)
+
     def _parameters_now(self) -> list[Tensor]:
         return [self._parameters[entry.name] for entry in self._header.looked_at("weights", self._step)]
-
-    def _stream(self, name: str, value: object) -> None:
-        for tensor in tensors_in(value):
-            self._lane.streams[name].update(raw_bytes(_plain(tensor)))
 
     def _digest_of_settings(self) -> bytes:
         groups = [
@@ -179,8 +183,9 @@ def header_of(
 ) -> trace.Header:
     """Return what the traces of a run say once. Its weights are the initial ones: call it before any are loaded."""
     parameters = dict(model.named_parameters())
-    slices = trace.slices_for(sum(map(_size, parameters.values())))
+    slices = 1 if job.traces_only else trace.slices_for(sum(map(_size, parameters.values())))
     return trace.Header(
+        digest=trace.DIGESTS[ranks.device.type == "cuda"],
         level=job.spec["determinism"]["level"],
         virtual_rank=0,
         virtual_ranks=job.spec["virtual_ranks"],
@@ -205,43 +210,3 @@ def _table(tensors: Mapping[str, Tensor], slices: int) -> tuple[trace.Tensor, ..
 
 def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _digest(value: object) -> bytes:
-    """Return the digest of a tensor, or of all that a mapping holds; nothing's is zeros."""
-    if value is None:
-        return trace.NOTHING
-    content = hashlib.sha256()
-    for tensor in tensors_in(value):
-        content.update(raw_bytes(_plain(tensor)))
-    return content.digest()[: trace.WORD_BYTES]
-
-
-def tensors_in(value: object) -> Iterable[Tensor]:
-    """Yield the tensors in nested tuples, lists and mappings."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for key in sorted(value, key=str):
-            yield from tensors_in(value[key])
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return a tensor whose memory, read from its start, is its content: a copy only where there is no other way."""
-    tensor = tensor.detach().cpu()
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):  # noqa: PLR2004, n, c, h, w
-        return tensor
-    return tensor.contiguous()
-
-
-def _generators(device: torch.device) -> bytes:
-    """Return the states of the generators that this process's next numbers come from."""
-    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-    content = bytes(array.array("L", random.getstate()[1])) + b"".join(bytes(raw_bytes(state)) for state in states)
-    if (numpy := sys.modules.get("numpy")) is not None:
-        _, words, *rest = numpy.random.get_state()
-        content += words.tobytes() + repr(rest).encode()
-    return content

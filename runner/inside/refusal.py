@@ -13,5 +13,9 @@ class Refused(Exception):
         super().__init__(f"error: {message}" if hint is None else f"error: {message}\n\nhint: {hint}")
 
 
+class Ended(Exception):
+    """The last step that was asked for is done, and nothing is to follow it."""
+
+
 class Stopped(Exception):
     """The run was asked to end, and its checkpoint is written."""

@@ -6,6 +6,7 @@ in exact integer arithmetic: the same draws in any batch, on any rank, on any de
 
 from __future__ import annotations
 
+import array
 import hashlib
 import random
 import sys
@@ -13,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from runner.inside.digests import raw_bytes
 
 _WORD = 0xFFFFFFFF
 _ROUNDS = 10
@@ -78,6 +81,16 @@ def seed_generators(seed: int, purpose: str) -> None:
     torch.manual_seed(low | high << 32)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed([low, high])
+
+
+def generators(device: torch.device) -> bytes:
+    """Return the states of the generators that this process's next numbers come from."""
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    content = bytes(array.array("L", random.getstate()[1])) + b"".join(bytes(raw_bytes(state)) for state in states)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        _, words, *rest = numpy.random.get_state()
+        content += words.tobytes() + repr(rest).encode()
+    return content
 
 
 def key(seed: int, purpose: str) -> tuple[int, int]:

@@ -27,10 +27,10 @@ from runner.inside.digests import digest_of_tensors
 from runner.inside.operators_used import OperatorsUsed
 from runner.inside.precision import Precision
 from runner.inside.recorder import Recorder, header_of
-from runner.inside.refusal import Refused, Stopped
+from runner.inside.refusal import Ended, Refused, Stopped
 from runner.inside.report import Report
 from runner.inside.state import State, past_of
-from runner.inside.virtual_ranks import VirtualRanks
+from runner.inside.virtual_ranks import VirtualRanks, micro_batch_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -54,7 +54,7 @@ class Session:
         self.precision = Precision(self.config["precision"], ranks.device.type)
         self.training: Mapping[str, Any] = self.config["training"]
         self.last_step: int = job.last_step or self.training["steps"]
-        self.micro_batch_size = _micro_batch_size(self.training, job.spec["virtual_ranks"])
+        self.micro_batch_size = micro_batch_size(job)
         self._open = ExitStack()
         self._first_step = self._open.enter_context(ExitStack())
         self._used = OperatorsUsed()
@@ -90,7 +90,7 @@ class Session:
         self.model: Any = self.module
         self.optimizer = optimizer
         self._lrs = [group["lr"] for group in optimizer.param_groups]
-        self.shares = VirtualRanks(self.module, ranks, job.spec["virtual_ranks"], exact=level not in knobs.INEXACT)
+        self.shares = VirtualRanks(self.module, ranks, job)
         self._losses = torch.zeros(len(self.shares.own), dtype=torch.float64, device=ranks.device)
         # What the trace says of the initial weights is said before others are loaded.
         self._numerics = numerics.probe(ranks.device, self.precision.name, portable=level.startswith(knobs.PORTABLE))
@@ -166,6 +166,7 @@ class Session:
                 draws = sampler.draws(first + index * self.micro_batch_size, self.micro_batch_size)
                 self._trace.see_samples(draws)
                 yield draws
+            self._trace.leave()
             self.shares.end(number, self._trace.see_local_gradients)
 
     def autocast(self) -> torch.autocast:
@@ -206,7 +207,10 @@ class Session:
         self._report.step(self._step, self._last_loss, self.optimizer, norm, scaler)
         if self._step == 1:
             self._report.tell("operators", step=1, names=self._used.names(self._numerics))
-        if not math.isfinite(self._last_loss):
+        if self.job.traces_only:
+            if self._step == self.last_step:
+                raise Ended
+        elif not math.isfinite(self._last_loss):
             raise Refused(f"the loss is {self._last_loss} at step {self._step}: the training has diverged")
 
     def _all_losses(self, own: list[float]) -> list[float]:
@@ -241,8 +245,7 @@ class Session:
     def finish(self, metrics: Mapping[str, float] | None = None) -> None:
         """Prove that all ranks hold the same weights, and write done.json. Nothing may follow."""
         knobs.verify(self.job.spec)
-        weights = digest_of_tensors(self.module.state_dict())
-        self.ranks.require_equal(weights)
+        self.ranks.require_equal(weights := digest_of_tensors(self.module.state_dict()))
         self.watch.close()
         self._report.tell("end", step=self._step)
         self._open.close()
@@ -257,14 +260,3 @@ class Session:
             "metrics": {**self._metrics, **(metrics or {}), "train_loss": self._last_loss},
         }
         files.write_done(self.job.out, done)
-
-
-def _micro_batch_size(training: Mapping[str, Any], virtual_ranks: int) -> int:
-    batch_size, parts = training["batch_size"], virtual_ranks * training["micro_batches"]
-    if batch_size % parts:
-        raise Refused(
-            f"training.batch_size: {batch_size} samples cannot be shared equally by "
-            f"{virtual_ranks} ranks x {training['micro_batches']} micro-batches",
-            hint=f"training.batch_size={-(-batch_size // parts) * parts}",
-        )
-    return int(batch_size // parts)

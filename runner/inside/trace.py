@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 FORMAT = "xrun-trace"
 VERSION = 3
 MAGIC = b"xrun trace 3\n"
-DIGEST = "sha256/8"
+# Of a tensor in the CPU's memory and in a GPU's: the first eight bytes of SHA-256, and device_digest.py's sum.
+DIGESTS = ("sha256/8", "sum64/1")
 WORD_BYTES = 8
 CHAIN_BYTES = 32
 NOTHING = bytes(WORD_BYTES)
@@ -68,6 +69,8 @@ class Tensor(NamedTuple):
 class Header(NamedTuple):
     """What a trace says once."""
 
+    digest: str
+    """How tensors are digested, one of DIGESTS."""
     level: str
     virtual_rank: int
     virtual_ranks: int
@@ -86,7 +89,7 @@ class Header(NamedTuple):
 
     def line(self) -> bytes:
         """Return the trace's first line."""
-        content = {"format": FORMAT, "version": VERSION, "digest": DIGEST, "channels": CHANNELS, **self._asdict()}
+        content = {"format": FORMAT, "version": VERSION, "channels": CHANNELS, **self._asdict()}
         return json.dumps(content, sort_keys=True).encode("ascii") + b"\n"
 
     def looked_at(self, channel: str, step: int) -> list[Tensor]:

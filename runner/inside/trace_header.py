@@ -7,12 +7,13 @@ import re
 from typing import Any
 
 from runner.inside.leaves import are_leaves
-from runner.inside.trace import CHANNELS, DIGEST, FORMAT, VERSION, Header, Tensor, TraceError
+from runner.inside.trace import CHANNELS, DIGESTS, FORMAT, VERSION, Header, Tensor, TraceError
 
 LINE_CAP_BYTES = 16 << 20
 _SLICES_CAP = 1 << 16
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _KEYS = {
+    "digest": str,
     "level": str,
     "virtual_rank": int,
     "virtual_ranks": int,
@@ -37,7 +38,7 @@ def read_header(line: bytes) -> Header:
         raise TraceError("it is no trace")
     if content.get("version") != VERSION:
         raise TraceError(f"its format has version {content.get('version')!r}; this xrun reads version {VERSION}")
-    if content.get("digest") != DIGEST or content.get("channels") != list(CHANNELS):
+    if content.get("digest") not in DIGESTS or content.get("channels") != list(CHANNELS):
         raise TraceError(f"its channels are not those of version {VERSION}")
     for key, kind in _KEYS.items():
         if type(content.get(key)) is not kind:

@@ -12,6 +12,8 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from runner.inside.exchange import Exchange
+from runner.inside.knobs import INEXACT
+from runner.inside.refusal import Refused
 from runner.inside.tree import Subtree, fold, owned, push
 
 if TYPE_CHECKING:
@@ -19,21 +21,32 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from runner.inside.job import Job
     from runner.inside.ranks import Ranks
+
+
+def _strides_in_bucket(parameter: Tensor) -> Sequence[int]:
+    """Return how DDP lays a gradient out in a bucket: as the parameter is, where that leaves no gaps.
+
+    `bucket.gradients()` does not say: it shows all as if they were contiguous.
+    """
+    spanned = 1 + sum((size - 1) * stride for size, stride in zip(parameter.size(), parameter.stride()))
+    return parameter.stride() if spanned == parameter.numel() else parameter.contiguous().stride()
 
 
 class VirtualRanks:
     """Gradients and running statistics of a process's virtual ranks, and their mean over all of them."""
 
-    def __init__(self, module: nn.Module, ranks: Ranks, count: int, *, exact: bool) -> None:
-        self.count = count
-        self.own = owned(count, ranks.world_size, ranks.rank)
+    def __init__(self, module: nn.Module, ranks: Ranks, job: Job) -> None:
+        self.count: int = job.spec["virtual_ranks"]
+        self.own = owned(self.count, ranks.world_size, ranks.rank)
         self._world_size = ranks.world_size
-        self._exact = exact
-        self._exchange = Exchange(ranks, count)
+        self._exact = job.spec["determinism"]["level"] not in INEXACT
+        # A log of operators sees those of the thread that it looks on in.
+        self._exchange = Exchange(ranks, self.count, aside=job.operators_step is None)
         self._parameters = list(module.parameters())
         self._places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
-        self._buffers = list(module.buffers()) if count > 1 else []
+        self._buffers = list(module.buffers()) if self.count > 1 else []
         self._start: list[Tensor] = []
         self._gradients: list[Subtree] = []
         self._statistics: list[Subtree] = []
@@ -82,7 +95,7 @@ class VirtualRanks:
             gradient = tree.tensors[self._places[id(parameter)]]
             if gradient is not None:
                 offset = like.storage_offset() - flat.storage_offset()
-                packed.as_strided(like.size(), like.stride(), offset).copy_(gradient)
+                packed.as_strided(parameter.size(), _strides_in_bucket(parameter), offset).copy_(gradient)
         return packed
 
     def finish(self) -> None:
@@ -105,3 +118,16 @@ class VirtualRanks:
         means = torch.split(self._exchange.sum(flats).div_(self.count), sizes)
         for place, mean in zip(places, means):
             buffers[place].copy_(mean.view_as(buffers[place]))
+
+
+def micro_batch_size(job: Job) -> int:
+    """Return the samples of one micro-batch. Raises Refused unless all are of one size."""
+    training, virtual_ranks = job.config["training"], job.spec["virtual_ranks"]
+    batch_size, parts = training["batch_size"], virtual_ranks * training["micro_batches"]
+    if batch_size % parts:
+        raise Refused(
+            f"training.batch_size: {batch_size} samples cannot be shared equally by "
+            f"{virtual_ranks} ranks x {training['micro_batches']} micro-batches",
+            hint=f"training.batch_size={-(-batch_size // parts) * parts}",
+        )
+    return int(batch_size // parts)

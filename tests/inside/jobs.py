@@ -156,8 +156,9 @@ def source_folder(folder: Path) -> Path:
         (source / "runner").symlink_to(REPOSITORY / "runner")
         (source / "experiments" / "tiny.py").write_text(TINY)
         (source / "experiments" / "own_loop.py").write_text(OWN_LOOP)
-        for module in (REPOSITORY / "experiments").glob("*.py"):
-            (source / "experiments" / module.name).symlink_to(module)
+        for beside in (REPOSITORY / "experiments", Path(__file__).with_name("experiments")):
+            for module in beside.glob("*.py"):
+                (source / "experiments" / module.name).symlink_to(module)
     return source
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from inside.jobs import make_spec, run
+from inside.shipped import CHARGPT, RESNET50, write_data
 from runner.inside.tree import Subtree, fold, owned, push, shape
 
 # Batch norm and dropout, in each precision; 6 is no power of two and leaves subtrees over.
@@ -33,6 +34,17 @@ def test_any_number_of_processes_gives_one_fingerprint(
     for number in range(virtual_ranks):
         traces = [(each.out / f"trace-rank{number}.bin").read_bytes().partition(b"\n")[2] for each in ran]
         assert traces == traces[:1] * len(ran)
+
+
+@pytest.mark.parametrize("experiment", [RESNET50, CHARGPT], ids=["resnet50", "chargpt"])
+def test_a_shipped_experiment_has_one_fingerprint_on_1_3_and_8_processes(
+    tmp_path: Path, experiment: dict[str, Any]
+) -> None:
+    write_data(tmp_path)
+    changes = {**experiment, "config__training__steps": 2, "config__training__batch_size": 16}
+    changes |= {"config__schedule__warmup_steps": 1, "determinism__level": "elastic", "virtual_ranks": 8}
+    ran = [run(tmp_path, make_spec(ranks=ranks, **changes), name=f"on-{ranks}") for ranks in (1, 3, 8)]
+    assert len({each.done["fingerprint"] for each in ran}) == 1
 
 
 def test_another_number_of_virtual_ranks_is_another_experiment(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from inside.jobs import make_spec, source_folder
+from runner.blame import first_verdict
 from runner.canonical import canonical_bytes
 from runner.record import Verdict
-from runner.replay import first_verdict
 from runner.traces import opened_traces
 
 CLEAN = 25
