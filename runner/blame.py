@@ -4,6 +4,7 @@ import struct
 from collections.abc import Sequence
 from typing import Protocol
 
+from runner.inside.leaves import listed
 from runner.inside.trace import CHANNELS, REALS, SLICED, Header, Record
 from runner.record import Verdict
 from runner.terminal import printable
@@ -72,6 +73,20 @@ def diverged_before(headers: tuple[Header, Header]) -> Verdict:
         what = "the model's parameters or buffers are others"
     message = f"diverged before step 1: {what}{_other_settings(past, again)}"
     return Verdict(result="diverged", message=printable(message), step=0, channel="weights")
+
+
+def computes_otherwise(operators: list[str], level: str, then: object, now: object) -> Verdict | None:
+    """Return that a replay proves nothing where operators of its run compute other bits; None where none does.
+
+    `then` and `now` name what the run and its replay compute on.
+    """
+    if not operators:
+        return None
+    message = (
+        f"not comparable: operators {listed(operators)} compute other bits on this machine"
+        f" ({then} then, {now} now); level {level} needs the same"
+    )
+    return Verdict(result="not comparable", message=printable(message))
 
 
 def diverged(headers: tuple[Header, Header], past: Sequence[Record], again: Sequence[Record]) -> Verdict:

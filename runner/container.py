@@ -63,7 +63,7 @@ class Conduct:
     ranks: int | None = None
     """Processes that share the virtual ranks, where these are not as many as the spec says."""
     allow_numerics: bool = False
-    """Whether to go on where this machine computes other bits than the lock pins."""
+    """Whether to go on where this machine computes other bits than the lock pins: a replay is held to its run."""
     self_test_steps: int = 0
     """Steps that are computed in other processes before, to see whether the level is kept; 0 for none."""
     operators_step: int | None = None

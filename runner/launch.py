@@ -59,7 +59,7 @@ def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:
         gpus=tuple(gpu.uuid for gpu in gpus),
         stretch=launch.stretch,
         ranks=launch.ranks,
-        allow_numerics=launch.allow_hardware,
+        allow_numerics=launch.allow_hardware or launch.replay_of is not None,
         self_test_steps=launch.self_test_steps,
         operators_step=launch.operators_step,
     )

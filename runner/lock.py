@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from runner.canonical import digest_of_value, is_digest
+from runner.inside.leaves import are_leaves
 from runner.parse import Mistake, ParseError, Scalar, parse, plain
 
 VERSION = 1
@@ -72,6 +73,8 @@ class Lock:
     recorded: dict[str, Scalar]
     """Facts of the machine that made the lock; a difference is never refused."""
     determinism: DeterminismPin
+    numerics: dict[str, str] | None = None
+    """What the probed operators compute on this hardware, operator -> leaf. Open (None) until it was at hand."""
     data: dict[str, dict[str, str]]
     """Data set -> path below /data/<set> -> digest."""
     config: dict[str, object]
@@ -99,6 +102,8 @@ def from_mapping(mapping: Mapping[str, object]) -> Lock:
     """Build a lock from plain mappings. Raises ParseError with every mistake: a key, a type, a tag for a digest."""
     lock = parse(Lock, mapping)
     mistakes = [*_version_mistakes(lock), *_digest_mistakes(lock), *_value_mistakes(lock.config, "config")]
+    if lock.numerics is not None and not are_leaves(lock.numerics):
+        mistakes.append(Mistake(place="numerics", what="expected operators and 16 hex digits for each"))
     if mistakes:
         raise ParseError(mistakes)
     return lock

@@ -8,6 +8,7 @@ from typing import Literal
 from runner import durable, machine
 from runner.config import Config
 from runner.errors import LockError
+from runner.inside.leaves import differing, listed
 from runner.lock import ImagePin, Lock, to_mapping
 from runner.lockfile import lock_text, read_lock
 from runner.machine import Machine
@@ -16,6 +17,7 @@ from runner.resolve import (
     PinnedImage,
     differences,
     hardware_pin,
+    numerics_of,
     refreshed,
     require_current,
     require_pins,
@@ -52,6 +54,8 @@ def relock(config: Config, old: Lock | None, pin_image: PinImage, recorded: Mapp
     """Pin a config anew, keeping what can still be had. The old lock itself comes back where no pin moved."""
     pinned = pin_image(old.image if old else None)
     new = resolve(config, pinned, recorded)
+    if old is not None and (old.image.digest, old.hardware) == (new.image.digest, new.hardware):
+        new = replace(new, numerics=numerics_of(old, new.determinism, new.config))
     if old is None or replace(new, recorded=old.recorded) != old:
         return new
     return new if old.recorded == NOT_YET_RUN else old
@@ -59,7 +63,18 @@ def relock(config: Config, old: Lock | None, pin_image: PinImage, recorded: Mapp
 
 def changes(old: Lock, new: Lock) -> list[str]:
     """Say what moved between two locks: `image.manifest: sha256:… -> sha256:…`."""
-    return [f"{place}: {before} -> {after}" for place, before, after in differences(to_mapping(old), to_mapping(new))]
+    before, after = (to_mapping(replace(lock, numerics=None)) for lock in (old, new))
+    moved = [f"{place}: {was} -> {now}" for place, was, now in differences(before, after)]
+    return moved if old.numerics == new.numerics else [*moved, f"numerics: {_moved_numerics(old, new)}"]
+
+
+def _moved_numerics(old: Lock, new: Lock) -> str:
+    if old.numerics is None or new.numerics is None:
+        return " -> ".join(
+            "open" if pins is None else f"{len(pins)} operators" for pins in (old.numerics, new.numerics)
+        )
+    others = differing(old.numerics, new.numerics)
+    return f"{len(others)} of {len(new.numerics)} operators compute other bits: {listed(others)}"
 
 
 def recorded(config: Config, here: Machine) -> dict[str, Scalar]:

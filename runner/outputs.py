@@ -210,6 +210,22 @@ class EventReader:
         return data
 
 
+def operators_used(out: Path) -> frozenset[str] | None:
+    """Return which of the probed operators a run told that its training calls; None where it told nothing."""
+    reader, position = EventReader(out), -1
+    while reader.position != position:
+        position = reader.position
+        for event in reader.read():
+            names = event.get("names")
+            if (
+                event["kind"] == "operators"
+                and isinstance(names, list)
+                and all(isinstance(name, str) for name in names)
+            ):
+                return frozenset(names)
+    return None
+
+
 def _event(line: bytes) -> Event | None:
     if len(line) > _LINE_CAP_BYTES:
         return None

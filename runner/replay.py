@@ -1,25 +1,23 @@
 """Replay: a run again, from its stored spec and source, compared with the first time step by step."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runner.blame import first_verdict
+from runner.blame import computes_otherwise, first_verdict
 from runner.checkpoints import below, state_after
 from runner.container import Stretch
 from runner.errors import HardwareError, StoreError
 from runner.inside.trace import TraceError
 from runner.levels import SEEDED, is_elastic, is_portable, is_resumable
 from runner.machine import Machine, recorded, require
-from runner.outputs import fact_of
+from runner.outputs import fact_of, operators_used
 from runner.record import Record, Started, Verdict
 from runner.spec import RunSpec
 from runner.store import RunFolder
 from runner.stretches import named
-from runner.traces import opened_traces
-
-# What a level that pins no instructions needs to be the same, beside what a lock requires.
-_IDENTITY = ("cpu", "gpu")
+from runner.traces import moved_operators, opened_traces, tell_numerics
 
 
 def not_comparable(past: Record, spec: RunSpec, ranks: int | None, *, in_stretches: bool) -> list[str]:
@@ -39,8 +37,14 @@ def not_comparable(past: Record, spec: RunSpec, ranks: int | None, *, in_stretch
     return reasons
 
 
-def identity_reasons(past: Started, spec: RunSpec, here: Machine, ranks: int | None = None) -> list[str]:
-    """Return what of this machine is other than a run's bits need; empty where nothing is."""
+def identity_reasons(
+    past: Started, spec: RunSpec, here: Machine, ranks: int | None = None, *, knows_numerics: bool = False
+) -> list[str]:
+    """Return what of this machine is other than a run's bits need; empty where nothing is.
+
+    A level that pins no instructions needs the same GPU, and the same CPU unless it is known what the run's operators
+    computed: then that is compared (Comparison), and the CPU's name says nothing more.
+    """
     needed = replace(spec.hardware, gpu_count=min(spec.hardware.gpu_count, ranks or spec.hardware.gpu_count))
     reasons = []
     try:
@@ -51,10 +55,15 @@ def identity_reasons(past: Started, spec: RunSpec, here: Machine, ranks: int | N
         now = recorded(here)
         reasons += [
             f"hardware: {name} was {past.host[name]}, here is {now.get(name)}; level {past.level} needs the same"
-            for name in _IDENTITY
+            for name in (("gpu",) if knows_numerics else ("cpu", "gpu"))
             if name in past.host and past.host[name] != now.get(name)
         ]
     return reasons
+
+
+def knows_numerics(folder: RunFolder, spec: RunSpec) -> bool:
+    """Say whether a run's traces tell what the probed operators computed."""
+    return not spec.is_command and tell_numerics(folder.out, spec.virtual_ranks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +75,8 @@ class Past:
     spec: RunSpec
     elsewhere: tuple[str, ...]
     """What of this machine is other than its bits need; empty but for `--allow-hardware`."""
+    here: Machine | None
+    """The machine that is to compute its bits; None for `--allow-hardware`: whatever they are, they are compared."""
 
     @property
     def steps(self) -> int:
@@ -83,7 +94,7 @@ class Past:
 def require_whole(past: Past, stretches: Sequence[Stretch]) -> None:
     """Raise StoreError unless a run's traces, and the checkpoints that stretches use, are as its record states."""
     steps = {step for stretch in stretches for step in (stretch.after_step, stretch.last_step) if step}
-    needed = ("out/trace-rank", *map(below, steps))
+    needed = ("out/trace-rank", "out/events", *map(below, steps))
     for name, stated in past.record.files.items():
         if not name.startswith(needed):
             continue
@@ -108,15 +119,29 @@ class Comparison:
         self._keep_going = keep_going
         self._compared = 0
         self._found: Verdict | None = None
+        # At a portable level other bits are never excused: they are what a replay is to find.
+        self._may_differ = past.here is None or is_portable(past.record.level)
 
     def look(self, out: Path) -> str:
         """Compare the steps that every rank has finished by now. Returns why the replay should stop, or nothing."""
         if self._found is None and self._ranks:
             try:
-                self._found = self._compare(out)
+                self._found = self._of_numerics(out) or self._compare(out)
             except TraceError:  # the container is still about to write it
                 return ""
-        return "" if self._found is None or self._keep_going else self._found.message
+        if self._found is None or (self._keep_going and self._found.result == "diverged"):
+            return ""
+        return self._found.message
+
+    def _of_numerics(self, out: Path) -> Verdict | None:
+        """Return that nothing can be proved here, if an operator that the run calls computes other bits. TraceError."""
+        here, record = self._past.here, self._past.record
+        if here is None or self._may_differ:
+            return None
+        moved = moved_operators(self._past_out, out, self._ranks, operators_used(self._past_out))
+        self._may_differ = True  # one look is enough
+        name = "gpu" if self._past.spec.hardware.device == "cuda" else "cpu"
+        return computes_otherwise(moved, record.level, record.host.get(name), recorded(here).get(name))
 
     def _compare(self, out: Path) -> Verdict | None:
         with opened_traces(self._past_out, self._ranks) as past, opened_traces(out, self._ranks) as again:
@@ -129,6 +154,10 @@ class Comparison:
 
     def verdict(self, replay: Record, out: Path) -> Verdict | None:
         """Return what a replay that has ended proves; None where it did not get to an end."""
+        if self._found is None and self._ranks:
+            # A replay that was over sooner than it could be looked at.
+            with suppress(TraceError):
+                self._found = self._of_numerics(out)
         if self._found is not None or replay.status != "done":
             return self._found
         found = self._traced(out) if self._ranks else _of_files(_outputs_of(self._past.spec), self._past.record, replay)

@@ -19,12 +19,22 @@ from runner.launch import Launch, job, watcher
 from runner.machine import Machine
 from runner.prepare import Workshop, make_ready
 from runner.record import Record, Verdict
-from runner.replay import Comparison, Past, identity_reasons, not_comparable, on_this_machine, require_whole
+from runner.replay import (
+    Comparison,
+    Past,
+    identity_reasons,
+    knows_numerics,
+    not_comparable,
+    on_this_machine,
+    require_whole,
+)
 from runner.source import stored
 from runner.store import RunFolder, RunStore
 from runner.stretches import at_random, in_segments, named, together
 
 _STOPPED = "stopped by a signal"
+# Verdicts that end a replay, and xrun's exit codes of them.
+_PARTED = {"diverged": EXIT_DIVERGED, "not comparable": EXIT_NOT_COMPARABLE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +59,18 @@ def replay_run(workshop: Workshop, words: ReplayArguments, argv: tuple[str, ...]
     spec, here, record = store.load_spec(run.folder), machine.probe(), run.facts
     if not isinstance(record, Record):
         return _say_not_comparable([f"the run is {run.status}, not done"])
-    elsewhere = identity_reasons(record, spec, here, words.ranks)
+    elsewhere = identity_reasons(record, spec, here, words.ranks, knows_numerics=knows_numerics(run.folder, spec))
     reasons = not_comparable(record, spec, words.ranks, in_stretches=bool(words.segments or words.spot))
     reasons += [] if words.allow_hardware else elsewhere
     if reasons:
         return _say_not_comparable(reasons)
-    past = Past(record=record, folder=run.folder, spec=spec, elsewhere=tuple(elsewhere))
+    past = Past(
+        record=record,
+        folder=run.folder,
+        spec=spec,
+        elsewhere=tuple(elsewhere),
+        here=None if words.allow_hardware else here,
+    )
     try:
         plan = _plan(past, workshop, words, _launch(past, here, store, words, ("replay", *argv)))
         done = _replay(plan)
@@ -159,7 +175,7 @@ def _looking(usual: Watcher, comparison: Comparison, stop: threading.Event | Non
 def _together(plan: _Plan, done: Sequence[Record]) -> Verdict:
     """Return what all stretches prove. Raises ReplayFailed for one that did not get to an end."""
     verdicts = [record.verdict for record in done if record.verdict]
-    if found := next((verdict for verdict in verdicts if verdict.result == "diverged"), None):
+    if found := next((verdict for verdict in verdicts if verdict.result in _PARTED), None):
         return found
     for record in done:
         if record.verdict is None:
@@ -176,4 +192,4 @@ def _report(done: Sequence[Record], verdict: Verdict, workshop: Workshop) -> int
     step = f" --step {verdict.step}" if verdict.step else ""
     last = next((record.id for record in done if record.verdict == verdict), ids[-1])
     workshop.say(f"\nnext:\n  xrun trace {past}{step}\n  xrun trace {last}{step}\n  xrun show {last}")
-    return EXIT_DIVERGED if verdict.result == "diverged" else 0
+    return _PARTED.get(verdict.result, 0)

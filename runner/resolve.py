@@ -126,21 +126,31 @@ def _indented(lines: list[str]) -> str:
 
 def refreshed(lock: Lock, base: Config) -> Lock:
     """Return a lock with the hyperparameters and knobs that `conf/` says now; no pin moves."""
-    return replace(lock, config=hyperparameters(base), determinism=determinism_pin(base))
+    fresh = replace(lock, config=hyperparameters(base), determinism=determinism_pin(base))
+    return replace(fresh, numerics=numerics_of(lock, fresh.determinism, fresh.config))
+
+
+def numerics_of(lock: Lock, determinism: DeterminismPin, config: Mapping[str, object]) -> dict[str, str] | None:
+    """Return what a lock pins of the probed operators, None where that is of other settings or another precision."""
+    same = determinism == lock.determinism and config["precision"] == lock.config["precision"]
+    return lock.numerics if same else None
 
 
 def run_spec(lock: Lock, base: Config, config: Config, source: str) -> RunSpec:
     """Return what is run: the lock, with the command line's overrides (config beside base) laid over it."""
     same_level = determinism_pin(config) == determinism_pin(base)
+    determinism = lock.determinism if same_level else determinism_pin(config)
+    varied = _varied(lock.config, hyperparameters(base), hyperparameters(config))
     return RunSpec(
         experiment=lock.experiment,
         image=lock.image,
         hardware=lock.hardware,
         ranks=config.hardware.ranks,
         virtual_ranks=virtual_ranks(config),
-        determinism=lock.determinism if same_level else determinism_pin(config),
+        determinism=determinism,
+        numerics=numerics_of(lock, determinism, varied),
         data=lock.data,
-        config=_varied(lock.config, hyperparameters(base), hyperparameters(config)),
+        config=varied,
         source=source,
     )
 

@@ -22,6 +22,8 @@ class RunSpec:
     virtual_ranks: int
     """Shares of every step's samples; at least as many as ranks, which compute them."""
     determinism: DeterminismPin
+    numerics: dict[str, str] | None = None
+    """What the lock pins of the probed operators, operator -> leaf; open where it speaks of another level."""
     data: dict[str, dict[str, str]]
     config: dict[str, object]
     """Resolved hyperparameters, overrides applied."""

@@ -1,13 +1,14 @@
 """The traces of a run, read from the folder that its container writes: hostile bytes, at any place in O(1)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from runner.errors import RunFailed, StoreError
 from runner.hostile import opened, opened_folder
 from runner.inside import operator_log
+from runner.inside.leaves import differing
 from runner.inside.trace import (
     Header,
     Record,
@@ -121,3 +122,22 @@ def opened_traces(out: Path, virtual_ranks: int) -> Iterator[list[TraceFile]]:
             if found != (number, virtual_ranks):
                 raise TraceError(f"{trace.name} is of rank {found[0]} of {found[1]}")
         yield traces
+
+
+def tell_numerics(out: Path, ranks: int) -> bool:
+    """Say whether all traces of a run tell what the probed operators computed; no where they cannot be read."""
+    try:
+        with opened_traces(out, ranks) as traces:
+            return all(trace.header.numerics for trace in traces)
+    except TraceError:
+        return False
+
+
+def moved_operators(past: Path, again: Path, ranks: int, used: Collection[str] | None) -> list[str]:
+    """Name the probed operators, of those used or of all, that computed other bits in another run. Raises TraceError.
+
+    A run whose traces tell nothing of them has none.
+    """
+    with opened_traces(past, ranks) as old, opened_traces(again, ranks) as new:
+        leaves = [(a.header.numerics, b.header.numerics) for a, b in zip(old, new, strict=True)]
+    return sorted({name for before, after in leaves if before for name in differing(before, after, used)})

@@ -56,8 +56,8 @@ class Bench:
         self.folder = folder
         self.flag = folder / "flag"
 
-    def xrun(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "XRUN_HOME": str(self.folder / "home")}
+    def xrun(self, *words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "XRUN_HOME": str(self.folder / "home"), **variables}
         argv = [sys.executable, "-m", "runner", *words]
         return subprocess.run(argv, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -68,6 +68,13 @@ class Bench:
 
     def replay(self, run_id: str, *words: str) -> "subprocess.CompletedProcess[str]":
         return self.xrun("replay", run_id, "--engine", "host", *words)
+
+    def replay_with(self, variable: str, run_id: str, *words: str) -> "subprocess.CompletedProcess[str]":
+        """Replay where a library is told to use other instructions: to a run, that is another machine."""
+        python = self.folder / "python"
+        python.write_text(f'#!/bin/sh\n{variable} exec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        return self.xrun("replay", run_id, "--engine", "host", *words, XRUN_HOST_PYTHON=str(python))
 
     def record(self, run_id: str = "last") -> "dict[str, object]":
         return dict(json.loads(self.xrun("show", run_id, "--json").stdout))

@@ -21,6 +21,7 @@ def make_header(*, slices: int = 1, world_size: int = 1, weights: str = DIGEST) 
         world_size=world_size,
         torch="2",
         knobs={},
+        numerics={},
         weights=weights,
         slices=slices,
         parameters=tuple(Tensor(name, (4,), "float32", place % slices) for place, name in enumerate(NAMES)),

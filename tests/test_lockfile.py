@@ -35,6 +35,21 @@ def test_a_lock_survives_the_way_to_its_file_and_back() -> None:
     assert read_lock(lock_text(LOCK).encode(), PATH) == LOCK
 
 
+def test_operators_survive_the_way_too_and_open_ones_are_not_written() -> None:
+    known = replace(LOCK, numerics={"conv 3x3": "0123456789abcdef", "mm": "0" * 16})
+    assert read_lock(lock_text(known).encode(), PATH) == known
+    assert '[numerics]\n"conv 3x3" = "0123456789abcdef"\nmm = "0000000000000000"\n' in lock_text(known)
+    assert "numerics" not in lock_text(LOCK)
+
+
+def test_an_operator_without_a_digest_is_refused() -> None:
+    with pytest.raises(LockError) as refusal:
+        read_lock(lock_text(replace(LOCK, numerics={"mm": "equal"})).encode(), PATH)
+    assert refusal.value.message == (
+        "lock/tiny.cpu.lock is not a lock that xrun wrote:\n  numerics: expected operators and 16 hex digits for each"
+    )
+
+
 def test_every_flipped_bit_of_a_lockfile_is_refused() -> None:
     text = lock_text(LOCK).encode()
     for index in range(len(text)):

@@ -3,10 +3,16 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from bare_machine import BareMachine
 from host_project import Bench, make_bench
+
+from runner.machine import probe
+from runner.record import Record
+from runner.replay import identity_reasons, knows_numerics
+from runner.store import RunStore
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,57 @@ def test_what_can_prove_nothing_is_not_run(bench: Bench) -> None:
     replay = bench.replay(seeded)
     assert (replay.returncode, replay.stdout) == (11, "not comparable: level: seeded promises no bits\n")
     assert bench.record()["id"] == seeded
+
+
+@pytest.fixture(scope="module")
+def resumable(bench: Bench) -> str:
+    """A run at a level that pins no instructions."""
+    return bench.run("experiment=tiny", "determinism=resume")
+
+
+def numerics_of(bench: Bench, run_id: object) -> "dict[str, str]":
+    with (bench.folder / "runs" / str(run_id) / "out" / "trace-rank0.bin").open("rb") as trace:
+        return dict(json.loads(trace.readline())["numerics"])
+
+
+def test_where_operators_of_the_run_compute_other_bits_nothing_can_be_proved(bench: Bench, resumable: str) -> None:
+    replay = bench.replay_with("MKL_CBWR=COMPATIBLE", resumable)
+    record, cpu = bench.record(), probe().cpu
+    said = (
+        "not comparable: operators addmm, linear, mm, mm large, mm odd, mm transposed compute other bits on this"
+        f" machine ({cpu} then, {cpu} now); level resume needs the same"
+    )
+    assert (replay.returncode, replay.stdout.splitlines()[2:]) == (11, [said]), replay.stderr
+    assert isinstance(record["verdict"], dict)
+    assert (record["verdict"]["result"], record["verdict"]["step"]) == ("not comparable", None)
+
+
+def test_operators_that_the_run_does_not_call_may_compute_other_bits(bench: Bench, resumable: str) -> None:
+    replay = bench.replay_with("ONEDNN_MAX_CPU_ISA=SSE41", resumable)
+    past, again = numerics_of(bench, resumable), numerics_of(bench, bench.record()["id"])
+    others = {name for name in past if past[name] != again[name]}
+    assert "conv 3x3" in others
+    assert not others & {"addmm", "linear", "mm"}
+    assert (replay.returncode, replay.stdout.splitlines()[2].partition(":")[0]) == (0, "identical")
+
+
+def test_on_other_hardware_that_is_allowed_other_bits_are_compared_all_the_same(bench: Bench, resumable: str) -> None:
+    replay = bench.replay_with("MKL_CBWR=COMPATIBLE", resumable, "--allow-hardware")
+    assert (replay.returncode, replay.stdout.splitlines()[2].partition(":")[0]) == (10, "diverged at step 1")
+
+
+def test_the_name_of_the_cpu_counts_only_where_its_operators_are_not_known(bench: Bench, resumable: str) -> None:
+    store, other = RunStore(bench.folder / "runs"), replace(probe(), cpu="Another CPU")
+    command = bench.run("experiment=said", "determinism=resume")
+    reasons = {}
+    for run_id in (resumable, command):
+        run = store.look(store.find(run_id))
+        assert isinstance(run.facts, Record)
+        spec = store.load_spec(run.folder)
+        reasons[run_id] = identity_reasons(run.facts, spec, other, knows_numerics=knows_numerics(run.folder, spec))
+    cpu = probe().cpu
+    said = f"hardware: cpu was {cpu}, here is Another CPU; level resume needs the same"
+    assert reasons == {resumable: [], command: [said]}
 
 
 def test_a_command_is_compared_by_its_declared_outputs(bench: Bench) -> None:

@@ -120,6 +120,32 @@ def test_refreshing_takes_new_hyperparameters_and_moves_no_pin() -> None:
     assert (fresh.image, fresh.hardware, fresh.data) == (LOCK.image, LOCK.hardware, LOCK.data)
 
 
+KNOWN = replace(LOCK, numerics={"mm": "0" * 16})
+
+
+def test_a_run_is_held_to_the_operators_that_its_lock_pins() -> None:
+    assert run_spec(KNOWN, CONFIG, replace(CONFIG, seed=1), SOURCE).numerics == KNOWN.numerics
+    assert run_spec(LOCK, CONFIG, CONFIG, SOURCE).numerics is None
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [replace(CONFIG, precision=Precision(name="bf16")), replace(CONFIG, determinism=Determinism(level="resume"))],
+    ids=["another precision", "another level"],
+)
+def test_operators_are_pinned_for_one_level_and_precision_only(asked: Config) -> None:
+    assert run_spec(KNOWN, CONFIG, asked, SOURCE).numerics is None
+    assert refreshed(KNOWN, asked).numerics is None
+    assert refreshed(KNOWN, replace(CONFIG, seed=1)).numerics == KNOWN.numerics
+
+
+def test_a_precision_of_the_same_level_and_variables_has_operators_of_its_own() -> None:
+    half = [replace(CONFIG, precision=Precision(name=name)) for name in ("bf16", "fp16")]
+    lock = replace(resolve(half[0], IMAGE, {}), numerics={"mm bf16": "0" * 16})
+    assert run_spec(lock, half[0], half[1], SOURCE).determinism == lock.determinism
+    assert run_spec(lock, half[0], half[1], SOURCE).numerics is None
+
+
 def test_overrides_are_laid_over_what_is_locked_even_where_conf_has_moved_on() -> None:
     base = replace(CONFIG, seed=7, optim={"lr": 0.3})
     asked = replace(base, optim={"lr": 0.9, "momentum": 0.5})

@@ -19,6 +19,7 @@ HEADER = Header(
     world_size=1,
     torch="2",
     knobs={"threads": 1},
+    numerics={"mm": "0" * 16},
     weights="sha256:" + "0" * 64,
     slices=2,
     parameters=(Tensor("a", (2, 2), "float32", 0), Tensor("b", (), "bfloat16", 1), Tensor("c", (3,), "float32", 1)),

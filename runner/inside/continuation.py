@@ -66,7 +66,7 @@ class Continuation(NamedTuple):
 def _without_place(line: bytes) -> object:
     """Return a header without what no bit depends on."""
     content = json.loads(line)
-    return {key: value for key, value in content.items() if key not in {"world_size", "knobs"}}
+    return {key: value for key, value in content.items() if key not in {"world_size", "knobs", "numerics"}}
 
 
 def newest(out: Path, step: int | None, virtual_ranks: int) -> tuple[Continuation | None, str]:

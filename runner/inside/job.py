@@ -35,6 +35,8 @@ class Job(NamedTuple):
     """The checkpoint to continue from; None for the newest."""
     last_step: int | None = None
     """Where to end; None for the end of training."""
+    allow_numerics: bool = False
+    """Whether the run may compute other bits than its lock pins."""
     other_ranks: int | None = None
     """Processes that compute the run instead of the spec's number."""
     operators_step: int | None = None
@@ -74,6 +76,7 @@ def from_environment() -> Job:
         resume=_path("XRUN_RESUME"),
         resume_step=_number("XRUN_RESUME_STEP"),
         last_step=_number("XRUN_LAST_STEP"),
+        allow_numerics=os.environ.get("XRUN_ALLOW_NUMERICS") == "1",
         other_ranks=_number("XRUN_RANKS"),
         operators_step=_number("XRUN_OPERATORS_STEP"),
         self_test_steps=_number("XRUN_SELF_TEST_STEPS") or 0,

@@ -178,7 +178,9 @@ class Recorder:
         return trace.digest_of([repr(groups).encode()])
 
 
-def header_of(job: Job, ranks: Ranks, model: nn.Module, knobs: Mapping[str, Any]) -> trace.Header:
+def header_of(
+    job: Job, ranks: Ranks, model: nn.Module, knobs: Mapping[str, Any], numerics: Mapping[str, str]
+) -> trace.Header:
     """Return what the traces of a run say once. Its weights are the initial ones: call it before any are loaded."""
     parameters = dict(model.named_parameters())
     slices = 1 if job.traces_only else trace.slices_for(sum(map(_size, parameters.values())))
@@ -190,6 +192,7 @@ def header_of(job: Job, ranks: Ranks, model: nn.Module, knobs: Mapping[str, Any]
         world_size=ranks.world_size,
         torch=torch.__version__,
         knobs=knobs,
+        numerics=numerics,
         weights=digest_of_tensors(model.state_dict()),
         slices=slices,
         parameters=_table(parameters, slices),

@@ -14,16 +14,15 @@ For people who keep their own loop; loop.py is one. A loop goes
 
 from __future__ import annotations
 
-import inspect
 import math
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
-from runner.inside import checkpoint, files, knobs, requirements, schedule, seeding, trace
+from runner.inside import checkpoint, files, knobs, numerics, requirements, schedule, seeding, trace
 from runner.inside.digests import digest_of_tensors
+from runner.inside.operators_used import OperatorsUsed
 from runner.inside.precision import Precision
 from runner.inside.recorder import Recorder, header_of
 from runner.inside.refusal import Ended, Refused, Stopped
@@ -55,6 +54,8 @@ class Session:
         self.last_step: int = job.last_step or self.training["steps"]
         self.micro_batch_size = micro_batch_size(job)
         self._open = ExitStack()
+        self._first_step = self._open.enter_context(ExitStack())
+        self._used = OperatorsUsed()
         self._kept: dict[str, Any] = {}
         self._step = 0
         self._place = 0
@@ -90,10 +91,11 @@ class Session:
         self.shares = VirtualRanks(self.module, ranks, job)
         self._losses = torch.zeros(len(self.shares.own), dtype=torch.float64, device=ranks.device)
         # What the trace says of the initial weights is said before others are loaded.
-        header = header_of(job, ranks, self.module, read_back)
+        self._numerics = numerics.probe(ranks.device, self.precision.name, portable=level.startswith(knobs.PORTABLE))
+        header = header_of(job, ranks, self.module, read_back, self._numerics)
         if ranks.world_size > 1:
             self.watch.wait()
-            self._distribute()
+            self.model = self.shares.distributed(self.module, self._reduce)
         self._state = State(self.module, optimizer, self.precision.scaler, self._kept)
         past, problem = past_of(job, ranks, self.shares.count)
         if past is not None:
@@ -101,22 +103,14 @@ class Session:
             self._step, self._last_loss, self._metrics = past.step, past.training["loss"], past.training["metrics"]
         self.watch.arm()
         self._trace = self._open.enter_context(Recorder(job, ranks, self._state, header, past))
+        if not job.allow_numerics:
+            numerics.require(job.spec, self._numerics)
         self._report.start(self.module, read_back)
         if job.resume is not None:
             self._report.resume(self._step, past.events() if past else (), problem)
         if past is not None and ranks.is_first:
             checkpoint.copy(past.path, job.out / "checkpoints")
         return self.model, optimizer
-
-    def _distribute(self) -> None:
-        """Wrap the model so that its backward pass hands over gradients while it goes on."""
-        alone = len(self.shares.own) == 1
-        # torch 2.13 gave the setting a new name.
-        is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-        buffers: dict[str, Any] = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
-        # Buffers are averaged after the step. A gradient that lives in a bucket cannot be put aside.
-        self.model = DistributedDataParallel(self.module, gradient_as_bucket_view=alone, **buffers)
-        self.model.register_comm_hook(None, lambda _state, bucket: self._reduce(bucket))
 
     def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
         self._trace.see_bucket(bucket)
@@ -131,6 +125,8 @@ class Session:
                 group["lr"] = lr * scale
             self._trace.begin(step)
             self.shares.begin_step()
+            if step == 1 and self.ranks.is_first:
+                self._first_step.enter_context(self._used)
             yield step
             if step < self.training["steps"] and (self._is_stopping or step == self.last_step):
                 self._end_early()
@@ -189,6 +185,7 @@ class Session:
         scaler.step(self.optimizer)
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self._first_step.close()
         own = self._losses.tolist()
         self._losses.zero_()
         losses = self._all_losses(own)
@@ -196,6 +193,8 @@ class Session:
         self._trace.end(own, norm, scaler)
         self.watch.arm()
         self._report.step(self._step, self._last_loss, self.optimizer, norm, scaler)
+        if self._step == 1:
+            self._report.tell("operators", step=1, names=self._used.names(self._numerics))
         if self.job.traces_only and self._step == self.last_step:
             raise Ended
         if not (self.job.traces_only or math.isfinite(self._last_loss)):

@@ -79,6 +79,8 @@ class Header(NamedTuple):
     torch: str
     knobs: Mapping[str, Any]
     """Settings as the libraries themselves reported them."""
+    numerics: Mapping[str, str]
+    """What the probed operators compute here, operator -> leaf; no bit depends on it."""
     weights: str
     """Digest of the initial weights and buffers."""
     slices: int

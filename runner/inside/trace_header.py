@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from runner.inside.leaves import are_leaves
 from runner.inside.trace import CHANNELS, DIGESTS, FORMAT, VERSION, Header, Tensor, TraceError
 
 LINE_CAP_BYTES = 16 << 20
@@ -19,6 +20,7 @@ _KEYS = {
     "world_size": int,
     "torch": str,
     "knobs": dict,
+    "numerics": dict,
     "weights": str,
     "slices": int,
     "parameters": list,
@@ -43,6 +45,8 @@ def read_header(line: bytes) -> Header:
             raise TraceError(f"its {key} is {content.get(key)!r:.100}")
     if not _DIGEST.fullmatch(content["weights"]):
         raise TraceError(f"its weights is {content['weights']!r:.100}, not a digest")
+    if not are_leaves(content["numerics"]):
+        raise TraceError(f"its numerics is {content['numerics']!r:.100}, not operators and their leaves")
     slices = content["slices"]
     if not 1 <= slices <= _SLICES_CAP:
         raise TraceError(f"its slices is {slices}")

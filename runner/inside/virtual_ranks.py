@@ -6,10 +6,12 @@ numbers and running statistics, whoever computes it.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from runner.inside.exchange import Exchange
 from runner.inside.knobs import INEXACT
@@ -50,6 +52,16 @@ class VirtualRanks:
         self._start: list[Tensor] = []
         self._gradients: list[Subtree] = []
         self._statistics: list[Subtree] = []
+
+    def distributed(self, module: nn.Module, reduce: Callable[[Any], torch.futures.Future[Tensor]]) -> Any:
+        """Return a model whose backward pass hands its gradients to `reduce`, a bucket at a time, while it goes on."""
+        # torch 2.13 gave the setting a new name.
+        is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        # Buffers are averaged after the step. A gradient that lives in a bucket cannot be put aside.
+        buffers: dict[str, Any] = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
+        model = DistributedDataParallel(module, gradient_as_bucket_view=len(self.own) == 1, **buffers)
+        model.register_comm_hook(None, lambda _state, bucket: reduce(bucket))
+        return model
 
     def begin_step(self) -> None:
         """Remember the buffers that every virtual rank starts from."""

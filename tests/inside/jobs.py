@@ -163,7 +163,10 @@ def source_folder(folder: Path) -> Path:
 
 
 def start(folder: Path, spec: Mapping[str, Any], **options: Any) -> "subprocess.Popen[str]":
-    """Start a spec in a real process. Options: name, data, hang_timeout_s, environment (laid over), launcher (argv)."""
+    """Start a spec in a real process.
+
+    Options: name, data, hang_timeout_s, environment (laid over), launcher (argv), program (what Python runs).
+    """
     out = folder / options.get("name", "out")
     out.mkdir()
     spec_file = folder / f"{out.name}.json"
@@ -181,7 +184,8 @@ def start(folder: Path, spec: Mapping[str, Any], **options: Any) -> "subprocess.
         **spec["determinism"]["environment"],
         **options.get("environment", {}),
     }
-    argv = [*options.get("launcher", []), sys.executable, "-m", "runner.inside"]
+    program = options.get("program", ["-m", "runner.inside"])
+    argv = [*options.get("launcher", []), sys.executable, *program]
     pipe = subprocess.PIPE
     return subprocess.Popen(argv, cwd=source_folder(folder), env=variables, stdout=pipe, stderr=pipe, text=True)
 

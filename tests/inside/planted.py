@@ -25,7 +25,7 @@ from runner.inside.session import Session
 from runner.inside.watch import Watch
 
 tiny: Any = importlib.import_module("experiments.tiny")
-sessions: Any = importlib.import_module("runner.inside.session")
+virtual_ranks: Any = importlib.import_module("runner.inside.virtual_ranks")
 STEP = 4
 OF_A_RUN = ("job", "built", "wrapping")
 OF_A_VIRTUAL_RANK = ("positions", "draws", "drawn", "batch", "forward", "output", "loss", "gradient")
@@ -134,6 +134,8 @@ class PlantedSession(Session):
     planted: Planted
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        arguments = self.planted.at("wrapping", {})
+        virtual_ranks.DistributedDataParallel = partial(DistributedDataParallel, **arguments)
         prepared = super().prepare(model, optimizer)
         finish, scaler = self.shares.finish, self.precision.scaler
         unscale = scaler.unscale_
@@ -150,11 +152,6 @@ class PlantedSession(Session):
         self.shares.finish = planted_finish  # type: ignore[method-assign]
         scaler.unscale_ = planted_unscale
         return prepared
-
-    def _distribute(self) -> None:
-        arguments = self.planted.at("wrapping", {})
-        sessions.DistributedDataParallel = partial(DistributedDataParallel, **arguments)
-        super()._distribute()
 
     def _reduce(self, bucket: Any) -> Any:
         return super()._reduce(bucket).then(lambda done: self._averaged_flat(bucket, done.value()))

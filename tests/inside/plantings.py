@@ -214,7 +214,7 @@ def verdict(folder: Path, name: str, past: str = "clean#0") -> Verdict | None:
         records[run] = replace(record, status="failed", fingerprint=None)
         if done.exists():
             records[run] = replace(record, fingerprint=json.loads(done.read_bytes())["fingerprint"])
-    of_past = Past(record=records[past], folder=RunFolder(path=folder / past), spec=run_spec, elsewhere=())
+    of_past = Past(record=records[past], folder=RunFolder(path=folder / past), spec=run_spec, elsewhere=(), here=None)
     comparison = Comparison(of_past, WHOLE, keep_going=False)
     comparison.look(folder / name / "out")
     return comparison.verdict(records[name], folder / name / "out")
