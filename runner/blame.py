@@ -9,6 +9,9 @@ from runner.inside.trace import CHANNELS, REALS, SLICED, Header, Record
 from runner.record import Verdict
 from runner.terminal import printable
 
+# A header may come from anywhere and hold any number of them.
+_SETTINGS_NAMED = 6
+
 
 class Trace(Protocol):
     """One rank's trace. Indexes count from 0: index 0 is step 1."""
@@ -55,7 +58,7 @@ def first_verdict(past: Sequence[Trace], again: Sequence[Trace], end: int) -> Ve
     if step == 0:
         return next(diverged_before((old.header, new.header)) for old, new in pairs if first_difference(old, new) == 0)
     records = [[trace.record(step - 1) for trace in traces] for traces in (past, again)]
-    return diverged(past[0].header, records[0], records[1])
+    return diverged((past[0].header, again[0].header), records[0], records[1])
 
 
 def _tables(trace: Trace) -> tuple[object, ...]:
@@ -68,7 +71,8 @@ def diverged_before(headers: tuple[Header, Header]) -> Verdict:
     what = "the initial weights differ"
     if (past.parameters, past.buffers) != (again.parameters, again.buffers):
         what = "the model's parameters or buffers are others"
-    return Verdict(result="diverged", message=f"diverged before step 1: {what}", step=0, channel="weights")
+    message = f"diverged before step 1: {what}{_other_settings(past, again)}"
+    return Verdict(result="diverged", message=printable(message), step=0, channel="weights")
 
 
 def computes_otherwise(operators: list[str], level: str, then: object, now: object) -> Verdict | None:
@@ -85,8 +89,9 @@ def computes_otherwise(operators: list[str], level: str, then: object, now: obje
     return Verdict(result="not comparable", message=printable(message))
 
 
-def diverged(header: Header, past: Sequence[Record], again: Sequence[Record]) -> Verdict:
+def diverged(headers: tuple[Header, Header], past: Sequence[Record], again: Sequence[Record]) -> Verdict:
     """Return the verdict on one step's records of all virtual ranks: the first ones that differ."""
+    header, others = headers[0], _other_settings(*headers)
     differing = [
         [name for name in CHANNELS if old.channels[name] != new.channels[name]] for old, new in _pairs(past, again)
     ]
@@ -102,7 +107,7 @@ def diverged(header: Header, past: Sequence[Record], again: Sequence[Record]) ->
     who = _who(header, ranks)
     what, equal, cause = _words(channel, past[ranks[0]], again[ranks[0]], header, tensors)
     because = f"; {equal}: {cause}" if equal else f": {cause}"
-    message = f"diverged at step {step}{who}: {what}{because}{_seen_before(header, channel, step)}"
+    message = f"diverged at step {step}{who}: {what}{because}{_seen_before(header, channel, step)}{others}"
     return Verdict(
         result="diverged",
         message=printable(message),
@@ -111,6 +116,15 @@ def diverged(header: Header, past: Sequence[Record], again: Sequence[Record]) ->
         channel=channel,
         tensor=tensors[0] if tensors else None,
     )
+
+
+def _other_settings(past: Header, again: Header) -> str:
+    """Say what was not the same around the two runs: where bits differ, the likely cause."""
+    then, now = ({"torch": header.torch, **header.knobs} for header in (past, again))
+    names = [name for name in sorted({**then, **now}) if then.get(name) != now.get(name)]
+    named = [f"; {name:.40} was {then.get(name)!s:.40} then, {now.get(name)!s:.40} now" for name in names]
+    more = f"; {len(named) - _SETTINGS_NAMED} more settings differ" if len(named) > _SETTINGS_NAMED else ""
+    return "".join(named[:_SETTINGS_NAMED]) + more
 
 
 def _pairs(past: Sequence[Record], again: Sequence[Record]) -> list[tuple[Record, Record]]:

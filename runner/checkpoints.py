@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from runner.errors import RunFailed, StoreError
@@ -10,12 +11,20 @@ from runner.hostile import opened, opened_folder
 from runner.record import Record
 
 _MANIFEST = re.compile(r"out/checkpoints/step-([0-9]{8})/manifest\.json")
+_FOLDER = re.compile(r"step-[0-9]{8}")
 _MANIFEST_CAP_BYTES = 1 << 20
 
 
 def steps_pinned(record: Record) -> list[int]:
     """Return the steps after which a run left a checkpoint, in order."""
     return sorted(int(match[1]) for match in map(_MANIFEST.fullmatch, record.files) if match)
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Say whether an `out` folder holds a checkpoint, whole or not: whoever reads it verifies it."""
+    with suppress(OSError), os.scandir(out / "checkpoints") as entries:
+        return any(_FOLDER.fullmatch(entry.name) for entry in entries)
+    return False
 
 
 def below(step: int) -> str:

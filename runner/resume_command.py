@@ -2,6 +2,7 @@
 
 from runner import machine
 from runner.arguments import ResumeArguments
+from runner.checkpoints import has_checkpoint
 from runner.container import Stretch
 from runner.engines.select import pick
 from runner.errors import ConfigError, HardwareError, StoreError
@@ -13,7 +14,7 @@ from runner.record import Started
 from runner.replay import identity_reasons
 from runner.source import stored
 from runner.spec import RunSpec
-from runner.store import Run, RunStore
+from runner.store import Run, RunFolder, RunStore
 
 
 def resume_run(workshop: Workshop, words: ResumeArguments, argv: tuple[str, ...]) -> int:
@@ -37,7 +38,7 @@ def resume_run(workshop: Workshop, words: ResumeArguments, argv: tuple[str, ...]
         overrides=past.overrides,
         lock_digest=past.lock_digest,
         continues=run.folder.id,
-        stretch=Stretch(past=run.folder.out),
+        stretch=Stretch(past=_newest_with_checkpoint(store, run.folder, past).out),
     )
     engine = pick(words.engine, workshop.images)
     if engine.name != "host":
@@ -47,6 +48,16 @@ def resume_run(workshop: Workshop, words: ResumeArguments, argv: tuple[str, ...]
     return report(
         execute(going_on, engine=engine, store=store, watcher=watcher(launch, going_on.started)), workshop.say
     )
+
+
+def _newest_with_checkpoint(store: RunStore, folder: RunFolder, facts: Started) -> RunFolder:
+    """Return the run itself, or the newest before it that holds a checkpoint: it may have ended before it had one."""
+    while not has_checkpoint(folder.out) and facts.continues is not None:
+        earlier = store.look(store.find(facts.continues))
+        if earlier.facts is None:
+            raise StoreError(earlier.problem)
+        folder, facts = earlier.folder, earlier.facts
+    return folder
 
 
 def _resumable(run: Run, spec: RunSpec) -> Started:

@@ -104,7 +104,7 @@ def make_record(step: int, *different: str, tensors: tuple[str, ...] = NAMES[:2]
 def test_the_first_channel_in_causal_order_is_blamed(channel: str, message: str) -> None:
     # Whatever the cause is, all that follows from it differs, too.
     later = CHANNELS[CHANNELS.index(channel) :]
-    verdict = diverged(make_header(), [make_record(17)], [make_record(17, *later)])
+    verdict = diverged((make_header(), make_header()), [make_record(17)], [make_record(17, *later)])
     assert verdict.message == f"diverged at step 17: {message}"
     assert (verdict.step, verdict.channel) == (17, channel)
 
@@ -112,14 +112,16 @@ def test_the_first_channel_in_causal_order_is_blamed(channel: str, message: str)
 def test_the_rank_whose_own_part_differs_first_is_blamed() -> None:
     header, past = make_header(world_size=3), [make_record(3)] * 3
     spread = make_record(3, "reduced_grad", "weights")
-    verdict = diverged(header, past, [spread, make_record(3, "local_grad", "reduced_grad", "weights"), spread])
+    verdict = diverged(
+        (header, header), past, [spread, make_record(3, "local_grad", "reduced_grad", "weights"), spread]
+    )
     assert (verdict.ranks, verdict.channel, verdict.tensor) == ((1,), "local_grad", "layer1.weight")
     assert verdict.message.startswith("diverged at step 3, rank 1: gradient of layer1.weight differs")
 
 
 def test_equal_gradients_with_another_average_blame_the_collective() -> None:
     header, again = make_header(world_size=2), [make_record(3, "reduced_grad", "weights")] * 2
-    assert diverged(header, [make_record(3)] * 2, again).message == (
+    assert diverged((header, header), [make_record(3)] * 2, again).message == (
         "diverged at step 3, on all ranks: averaged gradient of layer1.weight differs (and 1 more); each rank's own "
         "was equal: the collective that averages them computed other bits"
     )
@@ -128,18 +130,38 @@ def test_equal_gradients_with_another_average_blame_the_collective() -> None:
 def test_a_slice_says_since_when_a_difference_may_have_been_there() -> None:
     header = make_header(slices=2)
     pair = ([make_record(9, slices=2)], [make_record(9, "weights_before", slices=2)])
-    assert diverged(header, *pair).message == (
+    assert diverged((header, header), *pair).message == (
         "diverged at step 9: layer1.weight differs before the step: something wrote to it since it was last looked at "
         "(last seen equal at step 7: each step looks at 1 of 2 slices of the tensors)"
     )
     pair = ([make_record(9, slices=2)], [make_record(9, "output", slices=2)])
-    assert diverged(header, *pair).message.endswith(" (of the weights, this step looked at 1 of 2 slices)")
+    assert diverged((header, header), *pair).message.endswith(" (of the weights, this step looked at 1 of 2 slices)")
+
+
+def test_settings_that_differ_are_named_beside_the_bits() -> None:
+    past = make_header()._replace(torch="2.12.1", knobs={"aten": "AVX512", "threads": 1})
+    again = past._replace(torch="2.13.0", knobs={"aten": "AVX2", "threads": 1})
+    verdict = diverged((past, again), [make_record(3)], [make_record(3, "output")])
+    settings = "; aten was AVX512 then, AVX2 now; torch was 2.12.1 then, 2.13.0 now"
+    assert verdict.message == (
+        "diverged at step 3: the model's output differs; batch, RNG and weights before it were equal: "
+        "the forward pass computed other bits" + settings
+    )
+    again = again._replace(weights="sha256:" + "1" * 64)
+    assert diverged_before((past, again)).message == f"diverged before step 1: the initial weights differ{settings}"
+
+
+def test_a_header_with_countless_settings_does_not_fill_the_screen() -> None:
+    past = make_header()._replace(knobs={f"{number:02}" + "\x1b" * 1000: "x" * 1000 for number in range(50)})
+    verdict = diverged((past, make_header()), [make_record(3)], [make_record(3, "output")])
+    assert len(verdict.message) < 2000
+    assert verdict.message.endswith(" then, None now; 44 more settings differ")
 
 
 def test_names_that_would_move_the_cursor_are_spelled_out() -> None:
     header = make_header()
     header = header._replace(parameters=(header.parameters[0]._replace(name="\x1b[2J"), *header.parameters[1:]))
-    verdict = diverged(header, [make_record(1)], [make_record(1, "weights")])
+    verdict = diverged((header, header), [make_record(1)], [make_record(1, "weights")])
     assert "\\x1b[2J differs after the step" in verdict.message
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,3 +205,23 @@ def _say_that_it_ran_elsewhere(path: Path, content: "dict[str, Any]") -> None:
     del content["digest"]
     path.chmod(0o644)
     path.write_bytes(canonical_bytes(content | {"digest": digest_of_value(content)}))
+
+
+def test_a_run_that_was_stopped_before_it_had_a_checkpoint_goes_on_from_the_one_before(
+    bench: Bench, whole: str
+) -> None:
+    running = start(bench, *LONG, "training.checkpoints_kept=0")
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=60)
+    first = str(bench.record()["id"])
+    resumed = bench.xrun("resume", first, "--engine", "host")
+    second = str(bench.record()["id"])
+    assert resumed.returncode == 0, resumed.stderr
+    # As if the second had been killed while it took up the first's checkpoint.
+    (bench.folder / "runs" / second / "record.json").unlink()
+    shutil.rmtree(bench.folder / "runs" / second / "out" / "checkpoints")
+    again = bench.xrun("resume", second, "--engine", "host")
+    assert again.returncode == 0, again.stderr
+    step = json.loads((bench.folder / "runs" / first / "out" / "events.jsonl").read_text().splitlines()[-1])["step"]
+    assert f"going on after step {step}\n" in again.stderr
+    assert bench.record()["fingerprint"] == bench.record(whole)["fingerprint"]

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from runner.errors import StoreError
+from runner.inside.operator_log import Operator
 from runner.inside.trace import CHANNELS, SLICED, Header, Tensor, TraceError, first_link, layout, link, pack, word
 from runner.inside.trace_header import read_header
-from runner.traces import opened_traces
+from runner.traces import opened_traces, operator_logs
 
 HEADER = Header(
     digest="sha256/8",
@@ -106,6 +108,24 @@ def test_what_is_no_plain_file_is_not_opened(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "out/trace-rank0.bin cannot be read: No such file or directory"
     path.symlink_to("elsewhere")
     assert refusal(tmp_path) == "out/trace-rank0.bin is a symbolic link; outputs are plain files"
+
+
+def test_an_operator_log_is_read_as_the_hostile_bytes_that_it_is(tmp_path: Path) -> None:
+    operator = Operator(1, "aten.mm.default", 0, "fc", "", "0" * 16, "1" * 16)
+    path = tmp_path / "operators-rank0.jsonl"
+    path.write_bytes(operator.line())
+    assert operator_logs(tmp_path, 1) == [[operator]]
+    with pytest.raises(StoreError, match=r"^out/operators-rank1.jsonl cannot be read: No such file or directory$"):
+        operator_logs(tmp_path, 2)
+    path.write_bytes(b"x" * (1 << 20))
+    with pytest.raises(
+        StoreError, match=r"^out/operators-rank0.jsonl: line 1 is cut short or has more than 4,096 bytes$"
+    ):
+        operator_logs(tmp_path, 1)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to("elsewhere")
+    with pytest.raises(StoreError, match=r"^out/operators-rank0.jsonl is a symbolic link; outputs are plain files$"):
+        operator_logs(tmp_path, 1)
 
 
 LINE = json.loads(HEADER.line())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 import torch
 from torch import distributed
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from runner.inside.ranks import Ranks
+
+
+# torch 2.13 gave it a new name.
+_gather_into: Callable[..., object] = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)
 
 
 class Exchange:
@@ -54,7 +58,7 @@ class Exchange:
         distributed.all_to_all_single(received, sent.view(-1), counts, [len(subtrees) * part] * world_size)
         total = self._tree_sum(list(received.view(-1, part)), world_size)
         whole = total.new_empty(part * world_size)
-        distributed.all_gather_into_tensor(whole, total)
+        _gather_into(whole, total)
         return whole[:size]
 
     def start(self, subtrees: list[Tensor]) -> torch.futures.Future[Tensor]:

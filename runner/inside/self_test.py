@@ -70,7 +70,10 @@ class _Bench(NamedTuple):
             ended = subprocess.run(argv, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
             if code := ended.returncode:
                 log.seek(0)
-                raise Failed(code if code > 0 else 128 - code, _kept(out, self.job.out) or log.read())
+                said = log.read()
+                settings = "".join(f", {name}={value}" for name, value in variant.environment.items())
+                sys.stderr.write(f"{said}self-test: {steps} steps on {variant.ranks} ranks{settings} failed\n")
+                raise Failed(code if code > 0 else 128 - code, _kept(out, self.job.out) or said)
         return out
 
 

@@ -207,10 +207,9 @@ class Session:
         self._report.step(self._step, self._last_loss, self.optimizer, norm, scaler)
         if self._step == 1:
             self._report.tell("operators", step=1, names=self._used.names(self._numerics))
-        if self.job.traces_only:
-            if self._step == self.last_step:
-                raise Ended
-        elif not math.isfinite(self._last_loss):
+        if self.job.traces_only and self._step == self.last_step:
+            raise Ended
+        if not (self.job.traces_only or math.isfinite(self._last_loss)):
             raise Refused(f"the loss is {self._last_loss} at step {self._step}: the training has diverged")
 
     def _all_losses(self, own: list[float]) -> list[float]:

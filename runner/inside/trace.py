@@ -48,8 +48,8 @@ REALS = frozenset({"loss", "grad_norm", "scale", "lr"})
 SLICED = ("weights_before", "local_grad", "reduced_grad", "optimizer", "buffers", "weights")
 
 # A step digests about this much of the weights, so that it costs under a hundredth of most steps.
-_SLICE_BYTES = 1 << 18
-_SLICES_CAP = 64
+_SLICE_BYTES = 1 << 16
+_SLICES_CAP = 256
 
 
 class TraceError(Exception):

@@ -1,22 +1,23 @@
-"""Many small runs in one process: clean ones, and one for each fault, which a run of real steps must show.
+"""Many small runs in one process, clean ones and faulty ones, so that replays can be judged by them.
 
-`python planted.py FOLDER NAME…` leaves FOLDER/NAME/ of each; with RANK in the environment it is one of two ranks.
+`python -m inside.planted FOLDER NAME…` makes FOLDER/NAME/out of each FOLDER/NAME/spec.json. A name is a fault of
+faults.py; with a number after `#` it is any other run. With RANK in the environment, this is one of several processes.
 """
 
-import contextlib
 import importlib
 import json
 import math
-import os
-import random
 import sys
-from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from inside.faults import FAULTS
 from runner.inside import loop, ranks
 from runner.inside.job import Job
 from runner.inside.refusal import Refused
@@ -24,138 +25,187 @@ from runner.inside.session import Session
 from runner.inside.watch import Watch
 
 tiny: Any = importlib.import_module("experiments.tiny")
+sessions: Any = importlib.import_module("runner.inside.session")
 STEP = 4
-RANK = int(os.environ.get("RANK", "0"))
+OF_A_RUN = ("job", "built", "wrapping")
+OF_A_VIRTUAL_RANK = ("positions", "draws", "drawn", "batch", "forward", "output", "loss", "gradient")
+
+
+def wide(_config: Any, _data: Any) -> nn.Sequential:
+    """Return a model of four slices. Its ninth input is always zero: no output depends on the weights behind it."""
+    layers = (nn.ConstantPad1d((0, 1), 0.0), nn.Linear(9, 512), nn.Tanh(), nn.Linear(512, 512), nn.Linear(512, 3))
+    return nn.Sequential(*layers)
+
+
+def large_layers(_config: Any, _data: Any) -> nn.Sequential:
+    """Return a model without small tensors, which another order of adding may leave as they are."""
+    return nn.Sequential(nn.Linear(8, 128, bias=False), nn.Tanh(), nn.Linear(128, 3, bias=False))
+
+
+MODELS = {"tiny": tiny.model, "wide": wide, "large layers": large_layers}
 
 
 class Planted:
-    """The tiny experiment, with one fault at one step (of rank 1, where there are two)."""
+    """The tiny experiment with one fault: in step 4, of the middle one of several virtual ranks."""
 
-    def __init__(self, fault: str) -> None:
-        self.fault = fault
-        self.step = 0
+    def __init__(self, name: str) -> None:
+        self.place, self.change = FAULTS.get(name, ("nowhere", lambda value: value))
         self.session: Any = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(tiny, name)
 
-    def is_due(self, fault: str, step: int = STEP) -> bool:
-        return (self.fault, self.step, self.session.ranks.world_size) == (fault, step, RANK + 1)
+    def at(self, place: str, value: Any) -> Any:
+        """Return what passes at a place, changed if the fault is due there."""
+        if place != self.place or not self._is_due(place):
+            return value
+        changed = self.change(value)
+        return changed if type(changed) is type(value) else value
+
+    def _is_due(self, place: str) -> bool:
+        if place in OF_A_RUN:
+            return True
+        session = self.session
+        step = {"between": STEP - 1, "end": session.training["steps"]}.get(place, STEP)
+        if step != session._step or place.endswith("on all ranks"):
+            return bool(step == session._step)
+        number, own = session.shares.count // 2, session.shares.own
+        if place.startswith(OF_A_VIRTUAL_RANK):
+            return bool(own[session._place] == number)
+        return number in own
 
     def model(self, config: Any, data: Any) -> nn.Module:
-        model = tiny.model(config, data)
-        model[4].weight.register_hook(self.gradient)
-        model[3].register_forward_hook(self.dropout)
-        if self.fault == "initial weight":
-            nudge(model[0].weight)
+        model: Any = MODELS[config["model"].get("kind", "tiny")](config, data)
+        for name, parameter in model.named_parameters():
+            parameter.register_hook(partial(self.at, f"gradient of {name}"))
+        for number, layer in enumerate(model):
+            layer.register_forward_hook(partial(self._output, number))
+        self.at("built", model)
         assert isinstance(model, nn.Module)
         return model
 
+    def _output(self, number: int, _layer: nn.Module, _inputs: Any, output: Any) -> Any:
+        output = self.at(f"output of {number}", output)
+        if output.requires_grad:
+            output.register_hook(partial(self.at, f"gradient at {number}"))
+        return output
+
     def optimizer(self, config: Any, model: nn.Module) -> torch.optim.Optimizer:
-        optimizer = tiny.optimizer(config, model)
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        optimizer.register_step_pre_hook(self.before_update)
-        optimizer.register_step_post_hook(self.after_update)
+        matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+        optimizer = torch.optim.AdamW([{"params": matrices}, {"params": others}], lr=config["optim"]["lr"], fused=True)
+        update = optimizer.step
+
+        def once() -> None:
+            update()
+
+        def step() -> None:
+            self.at("update", self.session)
+            self.at("updating", once)()
+            self.at("updated", self.session)
+
+        optimizer.step = step  # type: ignore[method-assign, assignment]
         return optimizer
 
     def batch(self, config: Any, data: Any, draws: Any) -> Any:
-        self.step += 1
-        if self.is_due("sample order"):
-            draws = draws._replace(ids=draws.ids.flip(0))
-        inputs, labels = tiny.batch(config, data, draws)
-        if self.is_due("random generator"):
-            torch.rand(1)
-        if self.is_due("python's random generator"):
-            random.random()
-        if self.is_due("pixel"):
-            nudge(inputs)
-        if self.is_due("swapped inputs"):
-            inputs.view(-1)[[0, 1]] = inputs.view(-1)[[1, 0]]
-        if self.is_due("label"):
-            labels[0] = (labels[0] + 1) % 3
-        return inputs, labels
+        inputs, labels = tiny.batch(config, data, self.at("drawn", draws))
+        # What no result depends on is of the batch all the same.
+        return self.at("batch", (inputs, labels, torch.tensor([0.0, math.nan])))
 
-    def loss(self, model: Any, batch: Any) -> torch.Tensor:
-        loss = tiny.loss(model, batch)
-        assert isinstance(loss, torch.Tensor)
-        return loss * (1 + 2**-23) if self.is_due("loss") else loss
-
-    def dropout(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> "torch.Tensor | None":
-        return output.flip(0) if self.is_due("dropout") else None
-
-    def gradient(self, gradient: torch.Tensor) -> "torch.Tensor | None":
-        if self.is_due("gradient"):
-            nudge(gradient := gradient.clone())
-        if self.is_due("swapped gradients"):
-            gradient = gradient.clone()
-            gradient.view(-1)[[0, 1]] = gradient.view(-1)[[1, 0]]
-        return gradient
-
-    def before_update(self, optimizer: Any, _args: Any, _kwargs: Any) -> None:
-        group = optimizer.param_groups[0]
-        if self.is_due("learning rate"):
-            group["lr"] = math.nextafter(group["lr"], 1.0)
-        if self.is_due("optimizer setting"):
-            group["weight_decay"] += 1e-9
-        if self.is_due("optimizer state"):
-            nudge(optimizer.state[group["params"][2]]["exp_avg_sq"])
-
-    def after_update(self, optimizer: Any, _args: Any, _kwargs: Any) -> None:
-        parameters, module = optimizer.param_groups[0]["params"], self.session.module
-        if self.is_due("weight after the update"):
-            nudge(parameters[1])
-        if self.is_due("swapped weights after the update"):
-            parameters[0].data[[0, 1]] = parameters[0].data[[1, 0]]
-        if self.is_due("buffer"):
-            nudge(module[1].running_var)
-        if self.is_due("scaler"):
-            self.session.precision.scaler._scale.mul_(2)
-        if self.is_due("growth"):
-            self.session.precision.scaler._growth_tracker.add_(1)
+    def loss(self, model: Any, batch: Any) -> Any:
+        self.at("forward", self.session.module)
+        return self.at("loss", tiny.loss(model, batch))
 
 
-def nudge(tensor: torch.Tensor) -> None:
-    """Change the last bit of the first element."""
-    with torch.no_grad():
-        first = tensor.view(-1)[:1]
-        first.copy_(torch.nextafter(first, torch.full_like(first, math.inf)))
+class PlantedSampler:
+    """A sampler whose draws pass a place for faults."""
 
+    def __init__(self, planted: Planted, sampler: Any) -> None:
+        self._planted = planted
+        self._sampler = sampler
 
-BETWEEN: "dict[str, Callable[[Any], object]]" = {
-    "weight between steps": lambda session: nudge(session.module[4].bias),
-    "optimizer state between steps": lambda session: nudge(next(iter(session.optimizer.state.values()))["exp_avg"]),
-}
+    def draws(self, first: int, count: int) -> Any:
+        return self._planted.at("draws", self._sampler.draws(self._planted.at("positions", first), count))
 
 
 class PlantedSession(Session):
-    """A session in which something happens between two steps."""
+    """A session with places for faults between its own parts."""
 
     planted: Planted
 
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        prepared = super().prepare(model, optimizer)
+        finish, scaler = self.shares.finish, self.precision.scaler
+        unscale = scaler.unscale_
+
+        def planted_finish() -> None:
+            finish()
+            if self.ranks.world_size == 1:
+                self._averaged({name: parameter.grad for name, parameter in self.module.named_parameters()})
+
+        def planted_unscale(optimizer: torch.optim.Optimizer) -> None:
+            unscale(optimizer)
+            self.planted.at("unscaled", self)
+
+        self.shares.finish = planted_finish  # type: ignore[method-assign]
+        scaler.unscale_ = planted_unscale
+        return prepared
+
+    def _distribute(self) -> None:
+        arguments = self.planted.at("wrapping", {})
+        sessions.DistributedDataParallel = partial(DistributedDataParallel, **arguments)
+        super()._distribute()
+
+    def _reduce(self, bucket: Any) -> Any:
+        return super()._reduce(bucket).then(lambda done: self._averaged_flat(bucket, done.value()))
+
+    def _averaged_flat(self, bucket: Any, flat: Tensor) -> Tensor:
+        names = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        shift = flat.storage_offset() - bucket.buffer().storage_offset()
+        self._averaged(
+            {
+                names[id(parameter)]: flat.as_strided(like.size(), like.stride(), like.storage_offset() + shift)
+                for parameter, like in zip(bucket.parameters(), bucket.gradients(), strict=True)
+            }
+        )
+        return flat
+
+    def _averaged(self, gradients: Any) -> None:
+        self.planted.at("averaged", gradients)
+        self.planted.at("averaged on all ranks", gradients)
+
+    def micro_batches(self, sampler: Any) -> Any:
+        return super().micro_batches(PlantedSampler(self.planted, sampler))  # type: ignore[arg-type]
+
     def step(self) -> None:
         super().step()
-        planted = self.planted
-        if planted.fault in BETWEEN and planted.is_due(planted.fault, STEP - 1):
-            BETWEEN[planted.fault](self)
+        self.planted.at("between", self)
+
+    def finish(self, metrics: Any = None) -> None:
+        self.planted.at("end", self)
+        super().finish(metrics)
 
 
 def main() -> None:
     """Run what argv names."""
     folder, *names = Path(sys.argv[1]), *sys.argv[2:]
-    spec = json.loads((folder / "spec.json").read_bytes())
     place = None
     for name in names:
-        out = folder / name.replace(" ", "-")
+        planted: Any = Planted(name.partition("#")[0])
+        spec, out = json.loads((folder / name / "spec.json").read_bytes()), folder / name / "out"
         out.mkdir(exist_ok=True)
         job = Job(spec=spec, out=out, data=folder, nonce="n", log_every_steps=100, hang_timeout_s=300.0)
+        job = planted.at("job", job)
         place = place or ranks.join(job)
-        with Watch(out / "errors" / f"rank{RANK}.txt", 300.0, alone=False) as watch:
-            planted: Any = Planted(name.rpartition("#")[0] or name)
-            with PlantedSession(job, place, watch) as session:
-                planted.session, session.planted = session, planted
-                # Ranks whose weights have drifted apart are refused at the end; the traces are there.
-                with contextlib.suppress(Refused):
-                    loop.train(session, planted)
+        with ExitStack() as stack:
+            watch = stack.enter_context(Watch(out / "errors" / f"rank{place.rank}.txt", 300.0, alone=False))
+            session = stack.enter_context(PlantedSession(job, place, watch))
+            planted.session, session.planted = session, planted
+            # Ranks whose weights have drifted apart are refused at the end; the traces are there.
+            stack.enter_context(suppress(Refused))
+            loop.train(session, planted)
+    if place is not None:
+        ranks.leave(place)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,36 @@
-"""The shipped experiments, small: their modules with few and little steps, on data made of integers."""
+"""The shipped experiments, small: changes of a spec, and data sets in the forms that they read, made of integers."""
 
 import gzip
 from pathlib import Path
+from typing import Any
 
-CHARGPT = {
+CHARGPT: dict[str, Any] = {
     "config__experiment": {"name": "chargpt", "module": "chargpt", "command": []},
     "config__model": {"layers": 2, "heads": 4, "width": 64, "context": 32, "dropout": 0.1},
     "config__optim": {"lr": 0.003, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99},
     "config__data": {"text": "words", "test_windows": 8, "test_batch_size": 4},
     "config__training__steps": 3,
+    "config__training__batch_size": 4,
+    "config__schedule__warmup_steps": 1,
     "config__training__clip_norm": 1.0,
 }
-RESNET50 = {
+RESNET50: dict[str, Any] = {
     "config__experiment": {"name": "resnet50", "module": "resnet50", "command": []},
     "config__model": {"classes": 10, "zero_init_residual": True},
     "config__optim": {"kind": "adamw", "lr": 0.002, "momentum": 0.9, "weight_decay": 0.05},
     "config__data": {"image_size": 16, "shift": 2, "mirror": True, "test_images": 8, "test_batch_size": 4},
     "config__training__steps": 2,
+    "config__training__batch_size": 4,
+    "config__schedule__warmup_steps": 1,
 }
 
 
 def write_data(folder: Path) -> None:
-    """Write data sets in the forms that the experiments read, into folder/data."""
-    (folder / "data" / "words").mkdir(parents=True)
+    """Write the data sets of both."""
+    (folder / "words").mkdir(parents=True)
     text = " ".join(f"{number * number % 997}" for number in range(2000))
-    (folder / "data" / "words" / "words.txt").write_text(text)
-    images = folder / "data" / "fashion-mnist"
+    (folder / "words" / "words.txt").write_text(text)
+    images = folder / "fashion-mnist"
     images.mkdir()
     for name, count in (("train", 64), ("t10k", 8)):
         pixels = bytes(pixel * pixel % 251 for pixel in range(count * 28 * 28))

@@ -1,17 +1,12 @@
 """The digest that a GPU computes, computed here by a CPU: its numbers, what it sees, and a whole trace made with it."""
 
-import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from inside.jobs import make_spec, source_folder
-from inside.test_planted import compare
-from runner.canonical import canonical_bytes
+from inside.plantings import ALONE, found, train
 from runner.inside.device_digest import digest
 
 _MASK = (1 << 64) - 1
@@ -66,24 +61,9 @@ def test_a_part_of_a_tensor_has_the_digest_of_its_own_content() -> None:
 
 
 def test_a_trace_made_with_it_finds_faults_and_raises_no_false_alarm(tmp_path: Path) -> None:
-    spec = make_spec(config__precision="fp16")
-    (tmp_path / "spec.json").write_bytes(canonical_bytes(spec))
+    faults = ["pixel", "layer's output", "gradient of a late layer", "weight between steps", "weight after the update"]
     # There is no GPU here, so the recorder is told that the CPU's tensors are on one.
-    script = "from runner.inside import lane; lane.is_on_device = lambda tensor: True; import planted"
-    names = ["clean#0", "clean#1", "pixel", "dropout", "gradient", "optimizer state", "weight between steps", "buffer"]
-    paths = [str(source_folder(tmp_path)), str(Path(__file__).parent)]
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths)}
-    environment |= spec["determinism"]["environment"]
-    argv = [sys.executable, "-c", f"{script}; planted.main()", str(tmp_path), *names]
-    ran = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert compare(tmp_path, "clean#1", 1) is None
-    found = [compare(tmp_path, name, 1) for name in names[2:]]
-    assert [(verdict.step, verdict.channel, verdict.tensor) for verdict in found if verdict] == [
-        (4, "batch", None),
-        (4, "output", None),
-        (4, "local_grad", "4.weight"),
-        (4, "optimizer", "1.weight"),
-        (4, "weights_before", "4.bias"),
-        (4, "buffers", "1.running_var"),
-    ]
+    script = "from runner.inside import lane; lane.is_on_device = lambda tensor: True; from inside import planted"
+    train(tmp_path, ["clean#0", "clean#1", *faults], ALONE.spec, program=("-c", f"{script}; planted.main()"))
+    assert found(tmp_path, "clean#1") is None
+    assert {name: found(tmp_path, name) for name in faults} == {name: ALONE.faults[name] for name in faults}

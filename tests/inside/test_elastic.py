@@ -40,7 +40,7 @@ def test_any_number_of_processes_gives_one_fingerprint(
 def test_a_shipped_experiment_has_one_fingerprint_on_1_3_and_8_processes(
     tmp_path: Path, experiment: dict[str, Any]
 ) -> None:
-    write_data(tmp_path)
+    write_data(tmp_path / "data")
     changes = {**experiment, "config__training__steps": 2, "config__training__batch_size": 16}
     changes |= {"config__schedule__warmup_steps": 1, "determinism__level": "elastic", "virtual_ranks": 8}
     ran = [run(tmp_path, make_spec(ranks=ranks, **changes), name=f"on-{ranks}") for ranks in (1, 3, 8)]

@@ -28,13 +28,12 @@ def qemu() -> str:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("portable")
-    write_data(folder)
+    write_data(folder / "data")
     return folder
 
 
 def fingerprint(folder: Path, experiment: dict[str, Any], level: str, name: str, launcher: tuple[str, ...] = ()) -> str:
-    training = {"config__training__batch_size": 4, "config__schedule__warmup_steps": 1}
-    spec = make_spec(**experiment, **training, determinism__level=level, hardware__threads=2)
+    spec = make_spec(**experiment, determinism__level=level, hardware__threads=2)
     return str(run(folder, spec, name=name, launcher=launcher, hang_timeout_s=900).done["fingerprint"])
 
 

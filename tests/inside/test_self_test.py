@@ -82,6 +82,7 @@ def test_an_experiment_that_fails_in_the_self_test_fails_with_its_own_error(tmp_
     ran = run(tmp_path, spec, environment=TEST)
     assert ran.exit_code == 1
     assert ran.error(1).endswith("ValueError: sample 41 cannot be read\n")
+    assert ran.output.endswith("\nself-test: 3 steps on 2 ranks failed\n")
     assert [event["kind"] for event in ran.events] == ["self-test-run"]
 
 
