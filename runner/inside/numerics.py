@@ -16,7 +16,7 @@ from runner.inside.probed import Inputs, Operators, half_operators, operators
 from runner.inside.refusal import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from torch import Tensor
 
@@ -65,15 +65,15 @@ def _digest(outputs: list[Tensor]) -> str:
     return content.hexdigest()[:16]
 
 
-def require(spec: Mapping[str, Any], here: Mapping[str, str]) -> None:
-    """Raise Refused, naming the operators, if this machine computes other bits than the spec's lock pins."""
+def require(spec: Mapping[str, Any], here: Mapping[str, str], used: Collection[str]) -> None:
+    """Raise Refused, naming them, if operators that a run uses compute other bits here than its lock pins."""
     pinned = spec.get("numerics")
-    if pinned is None or not (others := differing(pinned, here)):
+    if pinned is None or not (others := differing(pinned, here, used)):
         return
     level, experiment = spec["determinism"]["level"], spec["config"]["experiment"]["name"]
     message = (
         "this machine computes other bits than the lock pins: "
-        f"{len(others)} of {len(pinned)} operators: {listed(others)}"
+        f"{len(others)} of the {len(used)} probed operators that it calls: {listed(others)}"
     )
     if level.startswith("portable"):
         raise Refused(f"{message}; level {level} promises the same on every CPU, so this is a bug: please report it")

@@ -103,8 +103,6 @@ class Session:
             self._step, self._last_loss, self._metrics = past.step, past.training["loss"], past.training["metrics"]
         self.watch.arm()
         self._trace = self._open.enter_context(Recorder(job, ranks, self._state, header, past))
-        if not job.allow_numerics:
-            numerics.require(job.spec, self._numerics)
         self._report.start(self.module, read_back)
         if job.resume is not None:
             self._report.resume(self._step, past.events() if past else (), problem)
@@ -118,14 +116,16 @@ class Session:
 
     def steps(self) -> Iterator[int]:
         """Yield the steps, counted from 1, each with its learning rate set. Raises Stopped if the host asks for it."""
-        for step in range(self._step + 1, self.last_step + 1):
+        first = self._step + 1
+        for step in range(first, self.last_step + 1):
             self._step = step
             scale = schedule.scale_at(step, self.training["steps"], self.config["schedule"])
             for group, lr in zip(self.optimizer.param_groups, self._lrs):
                 group["lr"] = lr * scale
             self._trace.begin(step)
             self.shares.begin_step()
-            if step == 1 and self.ranks.is_first:
+            if step == first and self.ranks.is_first:
+                self._first_step.callback(self._judge_operators)
                 self._first_step.enter_context(self._used)
             yield step
             if step < self.training["steps"] and (self._is_stopping or step == self.last_step):
@@ -188,25 +188,23 @@ class Session:
         self._first_step.close()
         own = self._losses.tolist()
         self._losses.zero_()
-        losses = self._all_losses(own)
+        losses, self._is_stopping = self.shares.gather(own, is_asked_to_stop=self.job.is_asked_to_stop)
         self._last_loss = math.fsum(losses) / len(losses)
         self._trace.end(own, norm, scaler)
         self.watch.arm()
         self._report.step(self._step, self._last_loss, self.optimizer, norm, scaler)
-        if self._step == 1:
-            self._report.tell("operators", step=1, names=self._used.names(self._numerics))
         if self.job.traces_only and self._step == self.last_step:
             raise Ended
         if not (self.job.traces_only or math.isfinite(self._last_loss)):
             raise Refused(f"the loss is {self._last_loss} at step {self._step}: the training has diverged")
 
-    def _all_losses(self, own: list[float]) -> list[float]:
-        """Return the losses of all virtual ranks; on the way, agree on whether to stop after this step."""
-        most = -(-self.shares.count // self.ranks.world_size)
-        told = [float(self.job.is_asked_to_stop), float(len(own)), *own, *[0.0] * (most - len(own))]
-        gathered = self.ranks.gather_numbers(told)
-        self._is_stopping = any(is_asked for is_asked, *_ in gathered)
-        return [loss for _, count, *losses in gathered for loss in losses[: int(count)]]
+    def _judge_operators(self) -> None:
+        """Tell which of the probed operators a step called, and whether they compute here what the lock pins."""
+        used = self._used.names(self._numerics)
+        if self._step == 1:
+            self._report.tell("operators", step=1, names=used)
+        if not self.job.allow_numerics:
+            numerics.require(self.job.spec, self._numerics, used)
 
     def is_due(self, every_steps: int) -> bool:
         """Say whether something that happens every so many steps, and at the end, happens after this one."""

@@ -42,7 +42,7 @@ class VirtualRanks:
     def __init__(self, module: nn.Module, ranks: Ranks, job: Job) -> None:
         self.count: int = job.spec["virtual_ranks"]
         self.own = owned(self.count, ranks.world_size, ranks.rank)
-        self._world_size = ranks.world_size
+        self._ranks = ranks
         self._exact = job.spec["determinism"]["level"] not in INEXACT
         # A log of operators sees those of the thread that it looks on in.
         self._exchange = Exchange(ranks, self.count, aside=job.operators_step is None)
@@ -62,6 +62,14 @@ class VirtualRanks:
         model = DistributedDataParallel(module, gradient_as_bucket_view=len(self.own) == 1, **buffers)
         model.register_comm_hook(None, lambda _state, bucket: reduce(bucket))
         return model
+
+    def gather(self, losses: Sequence[float], *, is_asked_to_stop: bool) -> tuple[list[float], bool]:
+        """Return the losses of all virtual ranks, and whether any process was asked to stop: all agree on it."""
+        most = -(-self.count // self._ranks.world_size)
+        told = [float(is_asked_to_stop), float(len(losses)), *losses, *[0.0] * (most - len(losses))]
+        gathered = self._ranks.gather_numbers(told)
+        every = [loss for _, count, *own in gathered for loss in own[: int(count)]]
+        return every, any(is_asked for is_asked, *_ in gathered)
 
     def begin_step(self) -> None:
         """Remember the buffers that every virtual rank starts from."""
@@ -83,7 +91,7 @@ class VirtualRanks:
         # Counters among the buffers go the same way on every virtual rank; statistics do not.
         statistics: list[Tensor | None] = [buffer.clone() for buffer in self._buffers if buffer.is_floating_point()]
         push(self._statistics, Subtree(number, 1, statistics))
-        if self._world_size == 1 or number != self.own[-1]:
+        if self._ranks.world_size == 1 or number != self.own[-1]:
             gradients = [parameter.grad for parameter in self._parameters]
             look(gradients)
             push(self._gradients, Subtree(number, 1, gradients))
@@ -114,7 +122,7 @@ class VirtualRanks:
         """Leave the means of gradients and statistics where the optimizer and the next step look for them."""
         if self.count == 1:
             return
-        if self._world_size == 1:
+        if self._ranks.world_size == 1:
             for parameter, total in zip(self._parameters, fold(self._gradients)):
                 parameter.grad = None if total is None else total.div_(self.count)
         buffers = [buffer for buffer in self._buffers if buffer.is_floating_point()]

@@ -82,7 +82,7 @@ def test_the_fingerprint_closes_the_trace_with_the_final_weights(ran: Ran) -> No
 
 def test_events_tell_the_run_in_order(ran: Ran) -> None:
     told = [(event["kind"], event.get("step")) for event in ran.events]
-    early = [("start", None), ("step", 1), ("operators", 1), ("step", 2), ("step", 4), ("eval", 4), ("checkpoint", 4)]
+    early = [("start", None), ("operators", 1), ("step", 1), ("step", 2), ("step", 4), ("eval", 4), ("checkpoint", 4)]
     assert told == [*early, ("step", 6), ("eval", 6), ("checkpoint", 6), ("end", 6)]
     assert ran.events[0]["knobs"]["threads"] == 1
     assert ran.events[1].keys() == {"kind", "step", "steps", "loss", "lr", "samples_per_s", "grad_norm"}
