@@ -43,7 +43,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_to_the_same_fingerprint(tmp_path: P
     stopped = run(tmp_path, make_spec(**STEPS))
     (tmp_path / "stop").unlink()
     assert stopped.exit_code == 3
-    assert [event["kind"] for event in stopped.events] == ["start", "step", "operators", "checkpoint", "stopped"]
+    assert [event["kind"] for event in stopped.events] == ["start", "operators", "step", "checkpoint", "stopped"]
     assert not (stopped.out / "done.json").exists()
     again = go_on(tmp_path, make_spec(**STEPS), "out", "again")
     assert again.done["fingerprint"] == whole.done["fingerprint"]
