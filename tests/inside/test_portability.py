@@ -1,4 +1,4 @@
-"""The level portable-v3 keeps its word: other CPUs, pretended by qemu-user, compute the same bits.
+"""The portable levels keep their word: other CPUs, pretended by qemu-user, compute the same bits.
 
 qemu changes what every library detects: ATen, oneDNN, oneMKL and the C library.
 """
@@ -42,10 +42,12 @@ def other_vendors_cpu() -> str:
     return "Haswell" if "AuthenticAMD" in Path("/proc/cpuinfo").read_text() else "EPYC"
 
 
-@pytest.mark.parametrize("cpu", ["Haswell", "EPYC"])
-def test_another_cpu_trains_a_transformer_to_the_same_bits(folder: Path, qemu: str, cpu: str) -> None:
-    here = fingerprint(folder, CHARGPT, "portable-v3", f"chargpt-not-{cpu}")
-    there = fingerprint(folder, CHARGPT, "portable-v3", f"chargpt-{cpu}", (qemu, "-cpu", cpu))
+@pytest.mark.parametrize(
+    ("level", "cpu"), [("portable-v3", "Haswell"), ("portable-v3", "EPYC"), ("portable-v2", "Nehalem")]
+)
+def test_another_cpu_trains_a_transformer_to_the_same_bits(folder: Path, qemu: str, level: str, cpu: str) -> None:
+    here = fingerprint(folder, CHARGPT, level, f"chargpt-not-{cpu}")
+    there = fingerprint(folder, CHARGPT, level, f"chargpt-{cpu}", (qemu, "-cpu", cpu))
     assert there == here
 
 
