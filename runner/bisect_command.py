@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner import bisect, machine
@@ -12,11 +12,10 @@ from runner.engines.request import Engine
 from runner.engines.select import pick
 from runner.errors import EXIT_DIVERGED, EXIT_NOT_COMPARABLE, HardwareError, ReplayFailed, StoreError
 from runner.execute import execute
-from runner.launch import Launch, job, watcher
+from runner.launch import again, job, watcher
 from runner.machine import Machine
 from runner.prepare import Workshop, make_ready
 from runner.record import Record, Verdict
-from runner.source import stored
 from runner.store import RunStore
 from runner.stretches import named
 
@@ -36,17 +35,9 @@ class _Bench:
 
     def run(self, side: Side, step: int) -> Path:
         """Run the window of a step again, its operators logged, and return its `out`. Raises XrunError."""
-        stretch, spec = bisect.window(side, step), side.spec
-        if side.record.conducted is None:
-            raise StoreError(f"{side.folder.id} was recorded by an older xrun: it does not say how it was conducted")
-        launch = Launch(
-            spec=spec,
-            source=stored(self.store.root, spec.source),
-            conducted=side.record.conducted,
-            here=self.here,
-            argv=("bisect", *self.argv),
-            overrides=side.record.overrides,
-            lock_digest=side.record.lock_digest,
+        stretch = bisect.window(side, step)
+        launch = replace(
+            again(side.record, side.spec, self.store, self.here, ("bisect", *self.argv)),
             replay_of=side.folder.id,
             stretch=stretch,
             # What this machine computes is the question here, not what it should compute.

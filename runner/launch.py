@@ -13,7 +13,7 @@ from pathlib import Path
 from runner import machine
 from runner.container import WHOLE, Conduct, Stretch
 from runner.engines.request import Engine
-from runner.errors import RunFailed
+from runner.errors import RunFailed, StoreError
 from runner.execute import Job, Watcher
 from runner.machine import Machine
 from runner.outputs import Event
@@ -21,8 +21,9 @@ from runner.parse import Scalar
 from runner.prepare import Workshop, data_folder
 from runner.progress import Progress
 from runner.record import Conducted, Record, Started, timestamp
-from runner.source import Source
+from runner.source import Source, stored
 from runner.spec import RunSpec
+from runner.store import RunStore
 from runner.tracking import Tracker
 
 
@@ -45,6 +46,21 @@ class Launch:
     allow_hardware: bool = False
     self_test_steps: int = 0
     operators_step: int | None = None
+
+
+def again(past: Started, spec: RunSpec, store: RunStore, here: Machine, argv: tuple[str, ...]) -> Launch:
+    """Return the launch of a spec that was run before, from its stored source, conducted alike. Raises StoreError."""
+    if past.conducted is None:
+        raise StoreError(f"{spec.run_stem} was recorded by an older xrun, which does not say how it was conducted")
+    return Launch(
+        spec=spec,
+        source=stored(store.root, spec.source),
+        conducted=past.conducted,
+        here=here,
+        argv=argv,
+        overrides=past.overrides,
+        lock_digest=past.lock_digest,
+    )
 
 
 def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:

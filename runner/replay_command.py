@@ -15,8 +15,7 @@ from runner.engines.request import Engine
 from runner.engines.select import pick
 from runner.errors import EXIT_DIVERGED, EXIT_NOT_COMPARABLE, ReplayFailed, StoreError, XrunError
 from runner.execute import Watcher, execute
-from runner.launch import Launch, job, watcher
-from runner.machine import Machine
+from runner.launch import Launch, again, job, watcher
 from runner.prepare import Workshop, make_ready
 from runner.record import Record, Verdict
 from runner.replay import (
@@ -28,7 +27,6 @@ from runner.replay import (
     on_this_machine,
     require_whole,
 )
-from runner.source import stored
 from runner.store import RunFolder, RunStore
 from runner.stretches import at_random, in_segments, named, together
 
@@ -72,7 +70,13 @@ def replay_run(workshop: Workshop, words: ReplayArguments, argv: tuple[str, ...]
         here=None if words.allow_hardware else here,
     )
     try:
-        plan = _plan(past, workshop, words, _launch(past, here, store, words, ("replay", *argv)))
+        launch = replace(
+            again(record, spec, store, here, ("replay", *argv)),
+            replay_of=record.id,
+            ranks=words.ranks,
+            allow_hardware=words.allow_hardware,
+        )
+        plan = _plan(past, workshop, words, launch)
         done = _replay(plan)
     except XrunError as error:
         raise ReplayFailed(error.message, hint=error.hint) from error
@@ -103,24 +107,6 @@ def _stretches(past: Past, words: ReplayArguments) -> list[Stretch]:
     if words.spot is not None:
         return at_random(out, checkpoints, past.steps, words.spot, random.SystemRandom())
     return [WHOLE]
-
-
-def _launch(past: Past, here: Machine, store: RunStore, words: ReplayArguments, argv: tuple[str, ...]) -> Launch:
-    record = past.record
-    if record.conducted is None:
-        raise StoreError(f"{record.id} was recorded by an older xrun: its record does not say how it was conducted")
-    return Launch(
-        spec=past.spec,
-        source=stored(store.root, past.spec.source),
-        conducted=record.conducted,
-        here=here,
-        argv=argv,
-        overrides=record.overrides,
-        lock_digest=record.lock_digest,
-        replay_of=record.id,
-        ranks=words.ranks,
-        allow_hardware=words.allow_hardware,
-    )
 
 
 def _replay(plan: _Plan) -> list[Record]:

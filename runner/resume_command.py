@@ -1,5 +1,7 @@
 """`xrun resume <run-id>`: a run that was stopped goes on from its newest checkpoint that verifies."""
 
+from dataclasses import replace
+
 from runner import machine
 from runner.arguments import ResumeArguments
 from runner.checkpoints import has_checkpoint
@@ -7,12 +9,11 @@ from runner.container import Stretch
 from runner.engines.select import pick
 from runner.errors import ConfigError, HardwareError, StoreError
 from runner.execute import execute
-from runner.launch import Launch, job, report, watcher
+from runner.launch import again, job, report, watcher
 from runner.levels import is_resumable
 from runner.prepare import Workshop, make_ready
 from runner.record import Started
 from runner.replay import identity_reasons
-from runner.source import stored
 from runner.spec import RunSpec
 from runner.store import Run, RunFolder, RunStore
 
@@ -28,15 +29,8 @@ def resume_run(workshop: Workshop, words: ResumeArguments, argv: tuple[str, ...]
         raise HardwareError(
             f"{run.folder.id} cannot go on here with the bits it promises:\n" + "\n".join(f"  {why}" for why in reasons)
         )
-    assert past.conducted is not None
-    launch = Launch(
-        spec=spec,
-        source=stored(store.root, spec.source),
-        conducted=past.conducted,
-        here=here,
-        argv=("resume", *argv),
-        overrides=past.overrides,
-        lock_digest=past.lock_digest,
+    launch = replace(
+        again(past, spec, store, here, ("resume", *argv)),
         continues=run.folder.id,
         stretch=Stretch(past=_newest_with_checkpoint(store, run.folder, past).out),
     )
@@ -76,6 +70,4 @@ def _resumable(run: Run, spec: RunSpec) -> Started:
             f"{name} cannot go on: level {level} promises nothing of runs that were stopped",
             hint=f"xrun experiment={spec.experiment} determinism=resume",
         )
-    if run.facts.conducted is None:
-        raise StoreError(f"{name} was recorded by an older xrun: its record does not say how it was conducted")
     return run.facts

@@ -9,16 +9,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from host_project import IMAGE, ROOT
 
-ROOT = Path(__file__).parent.parent
-
-IMAGE = """\
-name: none
-source: registry
-ref: registry.example/none@sha256:0000000000000000000000000000000000000000000000000000000000000000
-platform: linux/amd64
-python: python3
-"""
 EXPERIMENT = """\
 # @package _global_
 experiment: {name: tiny, module: tiny}

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import signal
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from bare_machine import BareMachine
+from bare_machine import BareMachine, fingerprint_of
 from host_project import Bench, make_bench
 
 from runner.machine import probe
@@ -161,17 +163,59 @@ def test_a_trace_is_printed(bench: Bench, past: str) -> None:
     assert beyond.stderr == f"error: {past}: out/trace-rank0.bin holds the steps 1 to 30, not 31\n"
 
 
-SHORT = ("experiment=resnet50", "training.steps=3", "training.batch_size=8", "data.test_images=8")
+SHORT = {
+    "resnet50": ("training.steps=3", "training.batch_size=8", "data.test_images=8", "data.test_batch_size=8"),
+    "chargpt": ("training.steps=3", "data.test_windows=8", "data.test_batch_size=8"),
+}
 
 
 @pytest.mark.image
+@pytest.mark.parametrize("experiment", SHORT)
 @pytest.mark.parametrize(("made", "again"), [("embedded", "docker"), ("docker", "embedded")])
-def test_a_run_of_one_engine_is_replayed_by_another(
-    machine: BareMachine, docker_host: str, made: str, again: str
+def test_a_run_of_one_engine_is_replayed_by_another_whatever_became_of_the_tree(
+    machine: BareMachine, docker_host: str, experiment: str, made: str, again: str
 ) -> None:
-    words = (*SHORT, "data.test_batch_size=8", "hardware.ranks=2", "precision=bf16")
+    words = (f"experiment={experiment}", *SHORT[experiment], "hardware.ranks=2", "precision=bf16")
     machine.xrun(*words, f"engine={made}", DOCKER_HOST=docker_host)
-    replay = machine.xrun("replay", "last", "--engine", again, DOCKER_HOST=docker_host)
+    moved = ("experiments", "lock", "conf", "images")
+    for name in moved:
+        (machine.folder / name).rename(machine.folder / f"{name}.moved")
+    (machine.folder / "conf").mkdir()
+    (machine.folder / "conf" / "config.yaml").write_text("this is no config")
+    try:
+        replay = machine.xrun("replay", "last", "--engine", again, DOCKER_HOST=docker_host)
+    finally:
+        shutil.rmtree(machine.folder / "conf")
+        for name in moved:
+            (machine.folder / f"{name}.moved").rename(machine.folder / name)
     record = json.loads(machine.xrun("show", "last", "--json").stdout)
     assert "identical: every step on 2 ranks and the final weights" in replay.stdout
     assert (record["engine"], record["verdict"]["result"]) == (again, "identical")
+
+
+@pytest.mark.image
+def test_a_run_on_four_ranks_is_replayed_on_one(machine: BareMachine, docker_host: str) -> None:
+    words = ("determinism=elastic", "determinism.virtual_ranks=4", "hardware.ranks=4", "engine=docker")
+    machine.xrun("experiment=resnet50", *SHORT["resnet50"], *words, DOCKER_HOST=docker_host)
+    replay = machine.xrun("replay", "last", "--ranks", "1", "--engine", "embedded")
+    record = json.loads(machine.xrun("show", "last", "--json").stdout)
+    trace = machine.folder / "runs" / record["id"] / "out" / "trace-rank3.bin"
+    assert "identical: every step on 4 ranks and the final weights" in replay.stdout
+    assert json.loads(trace.read_bytes().partition(b"\n")[0])["world_size"] == 1
+
+
+@pytest.mark.image
+def test_a_run_that_one_engine_stopped_another_goes_on_with(machine: BareMachine, docker_host: str) -> None:
+    words = ("experiment=chargpt", "training.steps=60", "data.test_windows=8", "data.test_batch_size=8")
+    whole = machine.xrun(*words, "engine=embedded")
+    environment = {**machine.environment, "DOCKER_HOST": docker_host}
+    argv = [str(machine.folder / ".venv/bin/xrun"), *words, "engine=docker"]
+    pipe = subprocess.PIPE
+    running = subprocess.Popen(argv, cwd=machine.folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+    assert running.stderr is not None
+    while "step" not in (line := running.stderr.readline()):
+        assert line, "xrun ended early"
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=120)
+    resumed = machine.xrun("resume", "last", "--engine", "embedded")
+    assert fingerprint_of(resumed.stdout) == fingerprint_of(whole.stdout)
