@@ -101,9 +101,12 @@ class Progress:
 
 def _self_test(event: Event) -> str:
     ranks = event["ranks"] if isinstance(event.get("ranks"), list) else [event.get("ranks")]
-    on = ", ".join(map(_shown, ranks[:_RANKS_SHOWN]))
-    what = f"{_shown(event.get('steps'))} steps on {on} rank{'' if on == '1' else 's'}"
-    return f"self-test passed: {what} gave the same bits" if event["kind"] == "self-test" else f"self-test: {what}"
+    steps = f"{_shown(event.get('steps'))} steps"
+    on = " and ".join(dict.fromkeys(map(_shown, ranks[:_RANKS_SHOWN])))
+    where = f"on {on} rank{'' if on == '1' else 's'}"
+    if event["kind"] == "self-test":
+        return f"self-test passed: {steps} gave the same bits {len(ranks)} times {where}"
+    return f"self-test: {steps} {where}"
 
 
 def _start(event: Event) -> str:

@@ -53,7 +53,7 @@ def test_a_self_test_says_what_it_computes_and_that_it_passed() -> None:
     assert plain([*running, {"kind": "self-test", "steps": 3, "ranks": [2, 2, 1]}]) == [
         "self-test: 3 steps on 2 ranks",
         "self-test: 3 steps on 1 rank",
-        "self-test passed: 3 steps on 2, 2, 1 ranks gave the same bits",
+        "self-test passed: 3 steps gave the same bits 3 times on 2 and 1 ranks",
     ]
 
 
