@@ -102,25 +102,40 @@ def _not_started(error: BaseException) -> _Ending:
 
 
 def _supervise(job: Job, folder: RunFolder, container: Container, events: EventReader, watcher: Watcher) -> _Ending:
-    """Follow a container to its end, or end it at a timeout."""
+    """Follow a container to its end, or end it when its time is over, it is silent, or enough was seen."""
     watcher.begin(folder, container.pid())
     begun_s = last_event_s = time.monotonic()
     outcome = None
-    overdue = enough = ""
-    while outcome is None and not overdue and not enough:
+    late = silent = enough = ""
+    while outcome is None and not (late or silent or enough):
         outcome = container.wait(_POLL_S)
         for event in events.read():
             last_event_s = time.monotonic()
             watcher.event(event)
         enough = watcher.look()
-        overdue = _overdue(job, time.monotonic() - begun_s, time.monotonic() - last_event_s)
-    if outcome is None and enough:
-        container.stop(_GRACE_S)
-        return _Ending(status="interrupted", exit_code=None, message=enough)
+        late = _too_late(job, time.monotonic() - begun_s)
+        silent = _too_silent(job, time.monotonic() - last_event_s)
+    if outcome is not None:
+        return judge(outcome, folder.out, job.conduct.nonce)
+    if late and not (silent or enough or job.spec.is_command):
+        outcome = _ask_to_stop(job, folder, container, watcher)
     if outcome is None:
         container.stop(_GRACE_S)
-        return _Ending(status="timeout", exit_code=None, message=overdue)
-    return judge(outcome, folder.out, job.conduct.nonce)
+    if enough:
+        return _Ending(status="interrupted", exit_code=None, message=enough)
+    kept = ", stopped with a checkpoint" if outcome is not None and outcome.exit_code == EXIT_STOPPED else ""
+    return _Ending(status="timeout", exit_code=None, message=(silent or late) + kept)
+
+
+def _too_late(job: Job, age_s: float) -> str:
+    return f"took longer than scheduler.timeout_s={job.timeout_s}" if job.timeout_s and age_s > job.timeout_s else ""
+
+
+def _too_silent(job: Job, silence_s: float) -> str:
+    limit_s = job.conduct.hang_timeout_s
+    if silence_s > limit_s * _HOST_HANG_FACTOR:
+        return f"no sign of life for {silence_s:.0f} s (scheduler.hang_timeout_s={limit_s})"
+    return ""
 
 
 def _end_by_signal(job: Job, folder: RunFolder, container: Container, events: EventReader, watcher: Watcher) -> _Ending:
@@ -145,15 +160,6 @@ def _ask_to_stop(job: Job, folder: RunFolder, container: Container, watcher: Wat
         return container.wait(job.grace_s)
     except (KeyboardInterrupt, OSError, XrunError):
         return None
-
-
-def _overdue(job: Job, age_s: float, silence_s: float) -> str:
-    """Say why a run must end now, or nothing."""
-    if job.timeout_s and age_s > job.timeout_s:
-        return f"took longer than scheduler.timeout_s={job.timeout_s}"
-    if silence_s > job.conduct.hang_timeout_s * _HOST_HANG_FACTOR:
-        return f"no sign of life for {silence_s:.0f} s (scheduler.hang_timeout_s={job.conduct.hang_timeout_s})"
-    return ""
 
 
 def judge(outcome: Outcome, out: Path, nonce: str) -> _Ending:

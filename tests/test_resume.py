@@ -225,3 +225,13 @@ def test_a_run_that_was_stopped_before_it_had_a_checkpoint_goes_on_from_the_one_
     step = json.loads((bench.folder / "runs" / first / "out" / "events.jsonl").read_text().splitlines()[-1])["step"]
     assert f"going on after step {step}\n" in again.stderr
     assert bench.record()["fingerprint"] == bench.record(whole)["fingerprint"]
+
+
+def test_a_run_whose_time_is_over_is_stopped_with_a_checkpoint_and_goes_on(bench: Bench) -> None:
+    words = ("experiment=tiny", "training.steps=100000", "scheduler.timeout_s=4")
+    ran = bench.xrun(*HOST, *words)
+    record = bench.record()
+    assert ran.returncode == 1
+    assert record["status"] == "timeout"
+    assert record["message"] == "took longer than scheduler.timeout_s=4, stopped with a checkpoint"
+    assert list((bench.folder / "runs" / str(record["id"]) / "out" / "checkpoints").iterdir())
