@@ -33,7 +33,7 @@ OF_A_VIRTUAL_RANK = ("positions", "draws", "drawn", "batch", "forward", "output"
 
 def wide(_config: Any, _data: Any) -> nn.Sequential:
     """Return a model of four slices. Its ninth input is always zero: no output depends on the weights behind it."""
-    layers = (nn.ConstantPad1d((0, 1), 0.0), nn.Linear(9, 512), nn.Tanh(), nn.Linear(512, 512), nn.Linear(512, 3))
+    layers = (nn.ConstantPad1d((0, 1), 0.0), nn.Linear(9, 256), nn.Tanh(), nn.Linear(256, 256), nn.Linear(256, 3))
     return nn.Sequential(*layers)
 
 

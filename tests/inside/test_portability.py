@@ -51,10 +51,10 @@ def test_another_cpu_trains_a_transformer_to_the_same_bits(folder: Path, qemu: s
     assert there == here
 
 
-@pytest.mark.parametrize("cpu", ["Haswell", "EPYC"])
-def test_another_cpu_trains_resnet50_to_the_same_bits(folder: Path, qemu: str, cpu: str) -> None:
-    here = fingerprint(folder, RESNET50, "portable-v3", f"resnet50-not-{cpu}")
-    there = fingerprint(folder, RESNET50, "portable-v3", f"resnet50-{cpu}", (qemu, "-cpu", cpu))
+def test_another_vendors_cpu_trains_resnet50_to_the_same_bits(folder: Path, qemu: str) -> None:
+    one_step = {**RESNET50, "config__training__steps": 1}  # minutes each, pretended
+    here = fingerprint(folder, one_step, "portable-v3", "resnet50-here")
+    there = fingerprint(folder, one_step, "portable-v3", "resnet50-there", (qemu, "-cpu", other_vendors_cpu()))
     assert there == here
 
 
