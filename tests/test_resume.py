@@ -227,7 +227,7 @@ def test_a_run_that_was_stopped_before_it_had_a_checkpoint_goes_on_from_the_one_
     assert bench.record()["fingerprint"] == bench.record(whole)["fingerprint"]
 
 
-def test_a_run_whose_time_is_over_is_stopped_with_a_checkpoint_and_goes_on(bench: Bench) -> None:
+def test_a_run_whose_time_is_over_is_stopped_with_a_checkpoint(bench: Bench) -> None:
     words = ("experiment=tiny", "training.steps=100000", "scheduler.timeout_s=4")
     ran = bench.xrun(*HOST, *words)
     record = bench.record()
