@@ -15,7 +15,7 @@ from runner.record import Verdict
 
 def in_segments(out: Path, checkpoints: Sequence[int], steps: int, count: int) -> list[Stretch]:
     """Cut a run into at most `count` stretches, as even as its checkpoints allow. Raises StoreError without any."""
-    inner = _inner(checkpoints, steps)
+    inner = _inner(out, checkpoints, steps)
     bounds: list[int] = []
     for number in range(1, count):
         ideal = number * steps / count
@@ -27,17 +27,18 @@ def in_segments(out: Path, checkpoints: Sequence[int], steps: int, count: int) -
 
 def at_random(out: Path, checkpoints: Sequence[int], steps: int, count: int, chance: random.Random) -> list[Stretch]:
     """Return `count` stretches between neighbouring checkpoints, picked by chance. Raises StoreError without any."""
-    every = _between(out, _inner(checkpoints, steps))
+    every = _between(out, _inner(out, checkpoints, steps))
     picked = sorted(chance.sample(range(len(every)), min(count, len(every))))
     return [every[number] for number in picked]
 
 
-def _inner(checkpoints: Sequence[int], steps: int) -> list[int]:
+def _inner(out: Path, checkpoints: Sequence[int], steps: int) -> list[int]:
     inner = [step for step in checkpoints if 0 < step < steps]
     if not inner:
         raise StoreError(
-            "the run has no checkpoint before its last step, so a replay cannot begin anywhere else",
-            hint="xrun experiment=… training.checkpoint_every_steps=100 training.checkpoints_kept=0",
+            f"{out.parent.name} has no checkpoint before its last step, so a replay cannot begin anywhere else"
+            " (training.checkpoint_every_steps, training.checkpoints_kept)",
+            hint=f"xrun replay {out.parent.name}",
         )
     return inner
 
