@@ -21,6 +21,10 @@ class RunArguments:
     resolve: bool
     package: str | None
     info: str | None
+    multirun: bool
+    """A sweep: words may give several values."""
+    force: bool
+    """Run trials again that are done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +47,6 @@ class _Parser(argparse.ArgumentParser):
 
 def run_arguments(argv: Sequence[str]) -> RunArguments:
     """Read the words of `xrun run`. Raises ConfigError."""
-    if {"-m", "--multirun"} & set(argv):
-        alone = " ".join(word for word in argv if word not in {"-m", "--multirun"})
-        raise ConfigError("-m: this xrun runs one experiment at a time", hint=f"xrun {alone}")
     parser = _parser("run")
     parser.add_argument("overrides", nargs="*")
     uses = parser.add_mutually_exclusive_group()
@@ -58,7 +59,13 @@ def run_arguments(argv: Sequence[str]) -> RunArguments:
     parser.add_argument("--package", "-p")
     info = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
     parser.add_argument("--info", "-i", nargs="?", const="all", choices=info)
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--force", action="store_true")
     words = vars(parser.parse_intermixed_args(list(argv)))
+    if words["force"] and not words["multirun"]:
+        raise ConfigError(
+            "--force: one run always runs; only trials that are done are skipped", hint="xrun -m … --force"
+        )
     return RunArguments(**words | {"overrides": tuple(words["overrides"])})
 
 
@@ -146,6 +153,31 @@ def bisect_arguments(argv: Sequence[str]) -> BisectArguments:
     parser.add_argument("--engine", choices=("auto", "docker", "embedded", "host"), default="auto")
     parser.add_argument("--offline", action="store_true")
     return BisectArguments(**vars(parser.parse_args(list(argv))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepArguments:
+    """Options of `xrun sweep`."""
+
+    verb: Literal["ls", "show", "stop", "resume"]
+    sweep: str | None
+    json: bool
+    force: bool
+    offline: bool
+
+
+def sweep_arguments(argv: Sequence[str]) -> SweepArguments:
+    """Read the words of `xrun sweep`. Raises ConfigError."""
+    parser = _parser("sweep")
+    parser.add_argument("verb", choices=("ls", "show", "stop", "resume"))
+    parser.add_argument("sweep", nargs="?")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--force", action="store_true")
+    parser.add_argument("--offline", action="store_true")
+    words = SweepArguments(**vars(parser.parse_args(list(argv))))
+    if words.verb != "ls" and words.sweep is None:
+        raise ConfigError(f"xrun sweep {words.verb}: which sweep?", hint="xrun sweep ls")
+    return words
 
 
 def trace_arguments(argv: Sequence[str]) -> tuple[str, int | None]:

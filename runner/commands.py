@@ -11,6 +11,8 @@ from runner.errors import ConfigError
 from runner.listing import follow_log, list_runs, show_run
 from runner.project import find_project, home
 from runner.store import RunStore
+from runner.sweeps import SweepStore
+from runner.trials import list_sweeps, show_sweep, stop_sweep
 
 if TYPE_CHECKING:
     from runner.prepare import Workshop
@@ -23,9 +25,14 @@ def say(line: str) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run an experiment in exactly its locked image."""
-    from runner.run_command import run_experiment  # noqa: PLC0415, it imports what `ls` need not pay for
+    words = arguments.run_arguments(argv)
+    if words.multirun and words.cfg is None and words.info is None:
+        from runner.sweep_command import run_sweep  # noqa: PLC0415, it imports what `ls` need not pay for
 
-    return run_experiment(_workshop(), arguments.run_arguments(argv), tuple(argv))
+        return run_sweep(_workshop(), words, tuple(argv))
+    from runner.run_command import run_experiment  # noqa: PLC0415, as above
+
+    return run_experiment(_workshop(), words, tuple(argv))
 
 
 def lock(argv: Sequence[str]) -> int:
@@ -99,6 +106,24 @@ def trace(argv: Sequence[str]) -> int:
     return 0
 
 
+def sweep(argv: Sequence[str]) -> int:
+    """List, show or stop sweeps, or go on with one."""
+    words = arguments.sweep_arguments(argv)
+    project = find_project(Path.cwd())
+    store, sweeps = RunStore(project.runs), SweepStore(project.sweeps)
+    if words.verb == "ls":
+        sys.stdout.write(list_sweeps(store, sweeps))
+    elif words.verb == "show":
+        sys.stdout.write(show_sweep(store, sweeps, words.sweep or "last", as_json=words.json))
+    elif words.verb == "stop":
+        stop_sweep(sweeps, words.sweep or "last", say)
+    else:
+        from runner.sweep_command import resume_sweep  # noqa: PLC0415, as above
+
+        return resume_sweep(_workshop(), words, ("sweep", *argv))
+    return 0
+
+
 def _runs() -> RunStore:
     return RunStore(find_project(Path.cwd()).runs)
 
@@ -141,4 +166,5 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "bisect": bisect,
     "trace": trace,
     "image": image,
+    "sweep": sweep,
 }

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from runner.parse import Scalar, plain
+from runner.space import Direction, Pruner, Sampler
 
 # A run of as many steps is tested before it begins.
 _LONG_STEPS = 1_000
@@ -129,7 +130,7 @@ class Sweep:
     kind: Literal["grid", "optuna"]
     metrics: tuple[str, ...]
     """Final metrics by which trials are compared, …"""
-    directions: tuple[Literal["minimize", "maximize"], ...]
+    directions: tuple[Direction, ...]
     """… and which way each is better."""
     jobs: int | None
     """Trials side by side at most; None: as many as the machine's slots allow."""
@@ -137,9 +138,9 @@ class Sweep:
     """How often a trial that failed is run again."""
     trials: int
     """optuna: trials in all; a grid has as many as its words say."""
-    sampler: str
+    sampler: Sampler
     sampler_options: dict[str, Scalar]
-    pruner: str
+    pruner: Pruner
     """Ends trials that do worse than others did at the same step, by the first metric; `none` ends none."""
     pruner_options: dict[str, Scalar]
     seed: int

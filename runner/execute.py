@@ -185,7 +185,8 @@ def _unheeded(job: Job, waited_s: float) -> Halt | None:
 
 def _too_silent(job: Job, silence_s: float) -> Halt | None:
     limit_s = job.conduct.hang_timeout_s
-    if silence_s <= limit_s * _HOST_HANG_FACTOR:
+    # A training says something at least every limit_s; of a program nobody knows how often it should.
+    if job.spec.is_command or silence_s <= limit_s * _HOST_HANG_FACTOR:
         return None
     message = f"no sign of life for {silence_s:.0f} s (scheduler.hang_timeout_s={limit_s})"
     return Halt(status="timeout", message=message)

@@ -12,6 +12,19 @@ def hold(path: Path) -> int:
     return descriptor
 
 
+def take(path: Path) -> int | None:
+    """Hold a file that may have been held before; None where a living process holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
+
+
 def is_held(path: Path) -> bool:
     """Say whether a living process holds a file."""
     try:

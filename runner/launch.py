@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner import machine
+from runner.checkpoints import has_checkpoint
 from runner.container import WHOLE, Conduct, Stretch
 from runner.engines.request import Engine
 from runner.errors import RunFailed, StoreError
@@ -23,7 +24,7 @@ from runner.progress import Progress
 from runner.record import Conducted, Record, Started, timestamp
 from runner.source import Source, stored
 from runner.spec import RunSpec
-from runner.store import RunStore
+from runner.store import RunFolder, RunStore
 from runner.tracking import Tracker
 
 
@@ -65,7 +66,28 @@ def again(past: Started, spec: RunSpec, store: RunStore, here: Machine, argv: tu
     )
 
 
-def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:
+def newest_with_checkpoint(store: RunStore, folder: RunFolder, facts: Started) -> RunFolder:
+    """Return the run itself, or the newest before it that holds a checkpoint: it may have ended before it had one."""
+    while not has_checkpoint(folder.out) and facts.continues is not None:
+        earlier = store.look(store.find(facts.continues))
+        if earlier.facts is None:
+            raise StoreError(earlier.problem)
+        folder, facts = earlier.folder, earlier.facts
+    return folder
+
+
+def lease_for(spec, here, scheduler, waiting):
+    from runner.leases import Need, lease
+
+    return lease(
+        Path(os.environ.get("XRUN_LEASES", "/run/lock/xrun")),
+        Need(cpu_slots=spec.ranks * spec.hardware.threads),
+        len(os.sched_getaffinity(0)),
+        waiting=waiting,
+    )
+
+
+def job(launch: Launch, engine: Engine, workshop: Workshop, room=None) -> Job:
     """Return what is executed. Raises ImageError where data that is to be mounted is not what is pinned."""
     spec, conducted = launch.spec, launch.conducted
     gpus = machine.leasable(spec.hardware, launch.here)[: launch.ranks or spec.hardware.gpu_count]

@@ -29,6 +29,11 @@ class Project:
         """The store."""
         return self.root / "runs"
 
+    @property
+    def sweeps(self) -> Path:
+        """The sweeps' folders."""
+        return self.runs / "sweeps"
+
     def recipe(self, name: str) -> Path:
         """Return the folder of an image's recipe."""
         return self.root / "images" / name

@@ -4,18 +4,17 @@ from dataclasses import replace
 
 from runner import machine
 from runner.arguments import ResumeArguments
-from runner.checkpoints import has_checkpoint
 from runner.container import Stretch
 from runner.engines.select import pick
 from runner.errors import ConfigError, HardwareError, StoreError
 from runner.execute import execute
-from runner.launch import again, job, report, watcher
+from runner.launch import again, job, newest_with_checkpoint, report, watcher
 from runner.levels import is_resumable
 from runner.prepare import Workshop, make_ready
 from runner.record import Started
 from runner.replay import identity_reasons
 from runner.spec import RunSpec
-from runner.store import Run, RunFolder, RunStore
+from runner.store import Run, RunStore
 
 
 def resume_run(workshop: Workshop, words: ResumeArguments, argv: tuple[str, ...]) -> int:
@@ -32,7 +31,7 @@ def resume_run(workshop: Workshop, words: ResumeArguments, argv: tuple[str, ...]
     launch = replace(
         again(past, spec, store, here, ("resume", *argv)),
         continues=run.folder.id,
-        stretch=Stretch(past=_newest_with_checkpoint(store, run.folder, past).out),
+        stretch=Stretch(past=newest_with_checkpoint(store, run.folder, past).out),
     )
     engine = pick(words.engine, workshop.images)
     if engine.name != "host":
@@ -42,16 +41,6 @@ def resume_run(workshop: Workshop, words: ResumeArguments, argv: tuple[str, ...]
     return report(
         execute(going_on, engine=engine, store=store, watcher=watcher(launch, going_on.started)), workshop.say
     )
-
-
-def _newest_with_checkpoint(store: RunStore, folder: RunFolder, facts: Started) -> RunFolder:
-    """Return the run itself, or the newest before it that holds a checkpoint: it may have ended before it had one."""
-    while not has_checkpoint(folder.out) and facts.continues is not None:
-        earlier = store.look(store.find(facts.continues))
-        if earlier.facts is None:
-            raise StoreError(earlier.problem)
-        folder, facts = earlier.folder, earlier.facts
-    return folder
 
 
 def _resumable(run: Run, spec: RunSpec) -> Started:

@@ -10,8 +10,7 @@ from runner.engines.select import pick
 from runner.execute import execute
 from runner.launch import job, report, watcher
 from runner.levels import PRICES
-from runner.locking import Use
-from runner.plan import Plan, Planner, launch_of
+from runner.plan import Plan, Planner, launch_of, use_of
 from runner.prepare import Workshop, make_ready
 from runner.source import snapshot
 from runner.store import RunStore
@@ -45,11 +44,6 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
     store = RunStore(workshop.project.runs)
     record = execute(run, engine=engine, store=store, watcher=watcher(launch, run.started))
     return report(record, workshop.say)
-
-
-def use_of(words: RunArguments) -> Use:
-    """Return how a command line wants its lock to be used."""
-    return "locked" if words.locked else "frozen" if words.frozen else "plain"
 
 
 def _described(plan: Plan) -> str:

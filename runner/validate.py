@@ -28,6 +28,8 @@ _AT_LEAST: Mapping[str, int] = {
     "scheduler.timeout_s": 0,
     "scheduler.hang_timeout_s": 1,
     "scheduler.grace_s": 0,
+    "sweep.retries": 0,
+    "sweep.seed": 0,
 }
 
 _MATCH: Mapping[str, tuple[re.Pattern[str], str]] = {
@@ -51,6 +53,7 @@ def mistakes_in(config: Config) -> list[Mistake]:
         _training,
         _hardware,
         _determinism,
+        _sweep,
     )
     return [mistake for check in checks for mistake in check(config)]
 
@@ -137,3 +140,16 @@ def _determinism(config: Config) -> Iterator[Mistake]:
     if asked is not None and asked < max(ranks, 1):
         what = f"expected at least {max(ranks, 1)}, as many as hardware.ranks, found {asked}"
         yield Mistake(place="determinism.virtual_ranks", what=what)
+
+
+def _sweep(config: Config) -> Iterator[Mistake]:
+    sweep = config.sweep
+    if not sweep.metrics:
+        yield Mistake(place="sweep.metrics", what="a sweep's trials are compared by at least one metric")
+    elif len(sweep.directions) != len(sweep.metrics):
+        what = f"{len(sweep.directions)} for {len(sweep.metrics)} metrics; each has one"
+        yield Mistake(place="sweep.directions", what=what)
+    if sweep.jobs is not None and sweep.jobs < 1:
+        yield Mistake(place="sweep.jobs", what=f"expected at least 1, or null for all slots, found {sweep.jobs}")
+    if sweep.kind == "optuna" and sweep.trials < 1:
+        yield Mistake(place="sweep.trials", what=f"expected at least 1, found {sweep.trials}")

@@ -1,0 +1,136 @@
+"""The trials of a sweep on this machine: each holds its slots, runs as any other run does, and frees them."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from runner.checkpoints import has_checkpoint
+from runner.container import Stretch
+from runner.engines.request import Engine
+from runner.engines.select import pick
+from runner.execute import Halt, Watcher, execute
+from runner.launch import Launch, job, lease_for, newest_with_checkpoint
+from runner.leases import Lease
+from runner.levels import is_resumable
+from runner.outputs import Event
+from runner.pickers import Grid, Search, Trial
+from runner.plan import Plan, launch_of
+from runner.prepare import Workshop, make_ready
+from runner.record import Record, Started
+from runner.store import RunFolder, RunStore
+from runner.sweep import Loop
+from runner.sweep_table import SweepTable
+from runner.sweeps import SweepFolder
+from runner.tracking import Tracker
+
+_STOPPED = Halt(status="interrupted", message="the sweep was stopped", with_checkpoint=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What all trials of a sweep share."""
+
+    workshop: Workshop
+    store: RunStore
+    sweep: SweepFolder
+    table: SweepTable
+    argv: tuple[str, ...]
+    offline: bool
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set when every trial is to end, with a checkpoint."""
+    engines: dict[str, Engine] = field(default_factory=dict)
+
+
+def run_trials(stage: Stage, picker: Grid | Search, plans: Sequence[Plan]) -> None:
+    """Run a picker's trials, as many side by side as there is room for. Raises XrunError, KeyboardInterrupt."""
+    _prepare(stage, plans)
+    loop = Loop(stage.table.look, jobs=plans[0].config.sweep.jobs)
+
+    def hold(trial: Trial) -> Lease | None:
+        def waiting(why: str) -> bool:
+            loop.settle()
+            return stage.table.wait(why)
+
+        return lease_for(trial.plan.spec, trial.plan.here, trial.plan.config.scheduler, waiting)
+
+    try:
+        loop.run(picker, hold, lambda trial, room: _run_trial(stage, picker, trial, room))
+    except KeyboardInterrupt:
+        stage.table.say("stopping every trial after its step, with a checkpoint; Ctrl-C again stops at once")
+        stage.stop.set()
+        loop.wait()
+        stage.table.say(f"stopped; to go on: xrun sweep resume {stage.sweep.id}")
+        raise
+    finally:
+        stage.table.close()
+
+
+def _prepare(stage: Stage, plans: Iterable[Plan]) -> None:
+    """Have every engine and image that the trials need, before the first of them starts."""
+    ready = set()
+    for plan in plans:
+        if plan.config.engine not in stage.engines:
+            stage.engines[plan.config.engine] = pick(plan.config.engine, stage.workshop.images)
+        engine, image = stage.engines[plan.config.engine], plan.spec.image
+        if engine.name != "host" and image.digest not in ready:
+            make_ready(image, stage.workshop, plan.relock, offline=stage.offline)
+            ready.add(image.digest)
+
+
+def _run_trial(stage: Stage, picker: Grid | Search, trial: Trial, room: Lease) -> Record:
+    launch, engine = _launch(stage, trial), stage.engines[trial.plan.config.engine]
+    with room:
+        run = job(launch, engine, stage.workshop, room)
+        watcher = _watcher(stage, picker, trial, launch, run.started, room)
+        return execute(run, engine=engine, store=stage.store, watcher=watcher)
+
+
+def _launch(stage: Stage, trial: Trial) -> Launch:
+    """Return the launch of a trial: from its newest checkpoint, where it has one and its level allows it."""
+    launch = replace(launch_of(trial.plan, stage.argv), sweep=stage.sweep.id, trial=trial.number)
+    past = trial.past
+    if past is None or past.facts is None or not is_resumable(trial.plan.spec.determinism.level):
+        return launch
+    folder = newest_with_checkpoint(stage.store, past.folder, past.facts)
+    if not has_checkpoint(folder.out):
+        return launch
+    return replace(launch, continues=past.folder.id, stretch=Stretch(past=folder.out))
+
+
+def _watcher(
+    stage: Stage, picker: Grid | Search, trial: Trial, launch: Launch, started: Started, room: Lease
+) -> Watcher:
+    """Return who looks on at a trial: the table, Weights & Biases, and whoever may end it."""
+    tracker = Tracker(launch.conducted.tracking, launch.spec, started, os.environ, stage.table.say)
+    halts: list[Halt] = []
+    held_s: list[float] = [time.monotonic()]
+
+    def begin(folder: RunFolder, pid: int | None) -> None:
+        room.note(folder.path, started.engine, pid)
+        stage.table.start(trial.number, trial.words, room.label, folder.id)
+        tracker.begin(folder, pid)
+
+    def event(happened: Event) -> None:
+        stage.table.event(trial.number, happened)
+        tracker.look()
+        if (halt := picker.see(trial, happened)) is not None:
+            halts.append(halt)
+
+    def look() -> Halt | None:
+        return _STOPPED if stage.stop.is_set() else next(iter(halts), None)
+
+    def gone() -> None:
+        room.release()
+        _log_lease(stage.sweep, trial.number, room.label, held_s[0])
+
+    return Watcher(begin=begin, event=event, end=tracker.end, say=stage.table.say, look=look, gone=gone)
+
+
+def _log_lease(sweep: SweepFolder, trial: int, slots: str, from_s: float) -> None:
+    """Append to the sweep's account of its slots; times are the machine's monotonic clock."""
+    line = {"trial": trial, "slots": slots, "from_s": from_s, "to_s": time.monotonic()}
+    with sweep.leases.open("a") as log:
+        log.write(json.dumps(line) + "\n")
