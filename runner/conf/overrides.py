@@ -76,25 +76,32 @@ def refuse(refusals: Sequence[Refusal], texts: Sequence[str]) -> ConfigError:
 
 def read_overrides(texts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[Override]:
     """Read the words of a command line. Raises ConfigError with every word that is wrong in itself."""
-    parser = OverridesParser.create()
-    answers = [_read(parser, text, groups) for text in texts]
+    answers = [_read(text, groups) for text in texts]
     if refusals := [answer for answer in answers if isinstance(answer, Refusal)]:
         raise refuse(refusals, texts)
     return [answer for answer in answers if isinstance(answer, Override)]
 
 
-def _read(parser: OverridesParser, text: str, groups: Mapping[str, Sequence[str]]) -> Override | Refusal:
+def _read(text: str, groups: Mapping[str, Sequence[str]]) -> Override | Refusal:
+    parsed = parse_word(text, groups)
+    if isinstance(parsed, Refusal):
+        return parsed
+    return _sweep(parsed, is_group=parsed.key_or_group in groups) or _override(parsed, groups)
+
+
+def parse_word(text: str, groups: Mapping[str, Sequence[str]]) -> HydraOverride | Refusal:
+    """Return a word as Hydra's grammar reads it, sweeps included."""
     if len(text) > _MAX_CHARACTERS or _depth(text) > _MAX_DEPTH:
         what = f"longer than {_MAX_CHARACTERS} characters or nested deeper than {_MAX_DEPTH} levels"
         return Refusal(what=f"{text[:40]}…: {what}")
     try:
-        parsed = parser.parse_override(text)
+        parsed = OverridesParser.create().parse_override(text)
     # A function of the grammar, such as int(abc), fails with Python's own errors.
     except (HydraException, ValueError, TypeError) as error:
         return _unreadable(text, error, groups)
     if not parsed.key_or_group:
         return Refusal(what=f"{text!r}: no key before the =")
-    return _hydras_own(parsed) or _sweep(parsed, is_group=parsed.key_or_group in groups) or _override(parsed, groups)
+    return _hydras_own(parsed) or parsed
 
 
 def _depth(text: str) -> int:
