@@ -76,27 +76,32 @@ def newest_with_checkpoint(store: RunStore, folder: RunFolder, facts: Started) -
     return folder
 
 
-def lease_for(spec, here, scheduler, waiting):
-    from runner.leases import Need, lease
-
-    return lease(
-        Path(os.environ.get("XRUN_LEASES", "/run/lock/xrun")),
-        Need(cpu_slots=spec.ranks * spec.hardware.threads),
-        len(os.sched_getaffinity(0)),
-        waiting=waiting,
+def room_for(
+    spec: RunSpec, here: Machine, scheduler: Scheduler, waiting: Callable[[str], bool], *, ranks: int | None = None
+) -> Lease | None:
+    """Hold what a run needs of this machine; waits its turn. Raises StoreError."""
+    gpus = machine.leasable(spec.hardware, here)
+    count = ranks or spec.ranks
+    on_gpu = spec.hardware.device == "cuda"
+    need = Need(
+        gpus=tuple(gpu.uuid for gpu in gpus),
+        gpu_count=count if on_gpu else 0,
+        cpu_slots=0 if on_gpu else count * spec.hardware.threads,
     )
+    slots = len(os.sched_getaffinity(0))
+    return lease(lease_folder(os.environ), need, slots, waiting=waiting)
 
 
-def job(launch: Launch, engine: Engine, workshop: Workshop, room=None) -> Job:
+def job(launch: Launch, engine: Engine, workshop: Workshop, room: Lease | None = None) -> Job:
     """Return what is executed. Raises ImageError where data that is to be mounted is not what is pinned."""
     spec, conducted = launch.spec, launch.conducted
-    gpus = machine.leasable(spec.hardware, launch.here)[: launch.ranks or spec.hardware.gpu_count]
+    gpus = room.gpus if room else ()
     conduct = Conduct(
         nonce=secrets.token_hex(16),
         log_every_steps=conducted.tracking.log_every_steps,
         hang_timeout_s=conducted.scheduler.hang_timeout_s,
         limits=conducted.limits,
-        gpus=tuple(gpu.uuid for gpu in gpus),
+        gpus=gpus,
         stretch=launch.stretch,
         ranks=launch.ranks,
         allow_numerics=launch.allow_hardware or launch.replay_of is not None,
