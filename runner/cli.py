@@ -20,6 +20,8 @@ Commands:
   replay <run-id>           run it again from its stored spec and source; compare every step
   bisect <run-id> <run-id>  the step in which two runs part, and the operator that computed other bits in it
   trace  <run-id>           print what each step computed
+  -m     [key=a,b …]        a sweep: every combination of the values, or what sweep=optuna picks
+  sweep  ls|show|stop|resume  sweeps, and the trials of one
   image  build|ls|verify    build, list, deep-check images
 
 Run options:
@@ -27,6 +29,7 @@ Run options:
   --frozen       use the lock without comparing it with conf/
   --offline      touch no network
   --dry-run      print what would run, and run nothing
+  --force        (sweeps) run trials again that are done
   --cfg job|hydra|all [--resolve] [--package P]     print the config
   --info [all|config|defaults|defaults-tree|plugins|searchpath]
 Lock options:
@@ -42,7 +45,7 @@ Replay options (the first and the last also for resume and bisect):
   --offline      touch no network
 Other options:
   --step N       (trace) one step, with the digest of each tensor that it looked at
-  --json         (ls, show) for scripts
+  --json         (ls, show, sweep show) for scripts
   -sc install=bash|zsh|fish     tab completion: eval "$(xrun -sc install=bash)"
   --help, --version
 

@@ -16,11 +16,13 @@ from runner.container import WHOLE, Conduct, Stretch
 from runner.engines.request import Engine
 from runner.errors import RunFailed, StoreError
 from runner.execute import Job, Watcher
+from runner.leases import Lease, Need, lease
 from runner.machine import Machine
 from runner.outputs import Event
 from runner.parse import Scalar
 from runner.prepare import Workshop, data_folder
 from runner.progress import Progress
+from runner.project import leases
 from runner.record import Conducted, Record, Started, timestamp
 from runner.source import Source, stored
 from runner.spec import RunSpec
@@ -76,9 +78,7 @@ def newest_with_checkpoint(store: RunStore, folder: RunFolder, facts: Started) -
     return folder
 
 
-def room_for(
-    spec: RunSpec, here: Machine, scheduler: Scheduler, waiting: Callable[[str], bool], *, ranks: int | None = None
-) -> Lease | None:
+def room_for(spec: RunSpec, here: Machine, waiting: Callable[[str], bool], *, ranks: int | None = None) -> Lease | None:
     """Hold what a run needs of this machine; waits its turn. Raises StoreError."""
     gpus = machine.leasable(spec.hardware, here)
     count = ranks or spec.ranks
@@ -89,7 +89,7 @@ def room_for(
         cpu_slots=0 if on_gpu else count * spec.hardware.threads,
     )
     slots = len(os.sched_getaffinity(0))
-    return lease(lease_folder(os.environ), need, slots, waiting=waiting)
+    return lease(leases(os.environ), need, slots, waiting=waiting)
 
 
 def job(launch: Launch, engine: Engine, workshop: Workshop, room: Lease | None = None) -> Job:

@@ -57,3 +57,8 @@ def home(environment: Mapping[str, str]) -> Path:
         return Path(chosen).absolute()
     caches = environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")  # noqa: PTH111, PTH118
     return Path(caches) / "xrun"
+
+
+def leases(environment: Mapping[str, str]) -> Path:
+    """Return where it stands who holds which slot of this machine: XRUN_LEASES, or a folder that all users share."""
+    return Path(environment.get("XRUN_LEASES") or "/run/lock/xrun").absolute()

@@ -128,6 +128,13 @@ class Study:
         with _quiet(), self._journal.in_one_piece():
             self._study.enqueue_trial(trials[number].params, {_RETRY_OF: number})
 
+    def tries(self, number: int) -> int:
+        """Return how often a trial's values were run by now: by itself, and before it by those that failed."""
+        trials, tries = self._trials(), 1
+        while (earlier := trials[number].user_attrs.get(_RETRY_OF)) is not None:
+            number, tries = earlier, tries + 1
+        return tries
+
     def counted(self) -> int:
         """Return how many trials there are; one that is run again counts once."""
         trials = self._trials()

@@ -94,7 +94,7 @@ def _planned(planner: Planner, words: Sequence[tuple[str, ...]], places: Sequenc
 
 def _run(workshop: Workshop, sweeps: SweepStore, start: _Start) -> int:
     """Run what is left of a sweep, and print what came of it."""
-    folder, planner = start.folder, start.planner
+    folder = start.folder
     held = sweeps.hold(folder)
     try:
         facts = _saved(sweeps, folder, start.facts)
@@ -103,8 +103,16 @@ def _run(workshop: Workshop, sweeps: SweepStore, start: _Start) -> int:
         table.say(f"{folder.id}: {facts.trials} trials")
         account = Account(facts=facts, store=store, table=table)
         picker, plans = _picker(start, account, runs_of(store, folder.id))
-        stage = Stage(workshop=workshop, store=store, sweep=folder, table=table, argv=start.argv, offline=start.offline)
-        run_trials(stage, picker, plans)
+        stage = Stage(
+            workshop=workshop,
+            store=store,
+            sweep=folder,
+            table=table,
+            picker=picker,
+            argv=start.argv,
+            offline=start.offline,
+        )
+        run_trials(stage, plans)
     finally:
         os.close(held)
     sys.stdout.write(show_sweep(store, sweeps, folder.id, as_json=False))

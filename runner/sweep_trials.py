@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from runner.checkpoints import has_checkpoint
 from runner.container import Stretch
 from runner.engines.request import Engine
 from runner.engines.select import pick
 from runner.execute import Halt, Watcher, execute
-from runner.launch import Launch, job, lease_for, newest_with_checkpoint
+from runner.launch import Launch, job, newest_with_checkpoint, room_for
 from runner.leases import Lease
 from runner.levels import is_resumable
 from runner.outputs import Event
@@ -37,6 +38,7 @@ class Stage:
     store: RunStore
     sweep: SweepFolder
     table: SweepTable
+    picker: Grid | Search
     argv: tuple[str, ...]
     offline: bool
     stop: threading.Event = field(default_factory=threading.Event)
@@ -44,8 +46,8 @@ class Stage:
     engines: dict[str, Engine] = field(default_factory=dict)
 
 
-def run_trials(stage: Stage, picker: Grid | Search, plans: Sequence[Plan]) -> None:
-    """Run a picker's trials, as many side by side as there is room for. Raises XrunError, KeyboardInterrupt."""
+def run_trials(stage: Stage, plans: Sequence[Plan]) -> None:
+    """Run a sweep's trials, as many side by side as there is room for. Raises XrunError, KeyboardInterrupt."""
     _prepare(stage, plans)
     loop = Loop(stage.table.look, jobs=plans[0].config.sweep.jobs)
 
@@ -54,10 +56,10 @@ def run_trials(stage: Stage, picker: Grid | Search, plans: Sequence[Plan]) -> No
             loop.settle()
             return stage.table.wait(why)
 
-        return lease_for(trial.plan.spec, trial.plan.here, trial.plan.config.scheduler, waiting)
+        return room_for(trial.plan.spec, trial.plan.here, waiting)
 
     try:
-        loop.run(picker, hold, lambda trial, room: _run_trial(stage, picker, trial, room))
+        loop.run(stage.picker, hold, partial(_run_trial, stage))
     except KeyboardInterrupt:
         stage.table.say("stopping every trial after its step, with a checkpoint; Ctrl-C again stops at once")
         stage.stop.set()
@@ -80,11 +82,11 @@ def _prepare(stage: Stage, plans: Iterable[Plan]) -> None:
             ready.add(image.digest)
 
 
-def _run_trial(stage: Stage, picker: Grid | Search, trial: Trial, room: Lease) -> Record:
+def _run_trial(stage: Stage, trial: Trial, room: Lease) -> Record:
     launch, engine = _launch(stage, trial), stage.engines[trial.plan.config.engine]
     with room:
         run = job(launch, engine, stage.workshop, room)
-        watcher = _watcher(stage, picker, trial, launch, run.started, room)
+        watcher = _watcher(stage, trial, launch, run.started, room)
         return execute(run, engine=engine, store=stage.store, watcher=watcher)
 
 
@@ -100,13 +102,11 @@ def _launch(stage: Stage, trial: Trial) -> Launch:
     return replace(launch, continues=past.folder.id, stretch=Stretch(past=folder.out))
 
 
-def _watcher(
-    stage: Stage, picker: Grid | Search, trial: Trial, launch: Launch, started: Started, room: Lease
-) -> Watcher:
+def _watcher(stage: Stage, trial: Trial, launch: Launch, started: Started, room: Lease) -> Watcher:
     """Return who looks on at a trial: the table, Weights & Biases, and whoever may end it."""
     tracker = Tracker(launch.conducted.tracking, launch.spec, started, os.environ, stage.table.say)
     halts: list[Halt] = []
-    held_s: list[float] = [time.monotonic()]
+    from_s = time.monotonic()
 
     def begin(folder: RunFolder, pid: int | None) -> None:
         room.note(folder.path, started.engine, pid)
@@ -116,15 +116,15 @@ def _watcher(
     def event(happened: Event) -> None:
         stage.table.event(trial.number, happened)
         tracker.look()
-        if (halt := picker.see(trial, happened)) is not None:
+        if (halt := stage.picker.see(trial, happened)) is not None:
             halts.append(halt)
 
     def look() -> Halt | None:
         return _STOPPED if stage.stop.is_set() else next(iter(halts), None)
 
     def gone() -> None:
+        _log_lease(stage.sweep, trial.number, room.label, from_s)
         room.release()
-        _log_lease(stage.sweep, trial.number, room.label, held_s[0])
 
     return Watcher(begin=begin, event=event, end=tracker.end, say=stage.table.say, look=look, gone=gone)
 
