@@ -143,9 +143,10 @@ class Study:
         return sum(trial.state is not waiting and trial.number not in retried for trial in trials)
 
     def is_exhausted(self) -> bool:
-        """Say whether every point of a space that can be counted has been asked for."""
+        """Say whether every point of a space that can be counted has been asked for, and none waits for a retry."""
         sizes = [dimension.size for dimension in self._space]
-        if None in sizes:
+        waiting = self._optuna.trial.TrialState.WAITING
+        if None in sizes or any(trial.state is waiting for trial in self._trials()):
             return False
         points = {self._asked_for(trial).words for trial in self._trials() if trial.params}
         return len(points) >= math.prod(size for size in sizes if size is not None)

@@ -100,9 +100,9 @@ def _run(workshop: Workshop, sweeps: SweepStore, start: _Start) -> int:
         facts = _saved(sweeps, folder, start.facts)
         store = RunStore(workshop.project.runs)
         table = SweepTable(sys.stderr, facts.trials, facts.metrics, facts.directions)
-        table.say(f"{folder.id}: {facts.trials} trials")
         account = Account(facts=facts, store=store, table=table)
         picker, plans = _picker(start, account, runs_of(store, folder.id))
+        table.say(f"{folder.id}: {facts.trials} trials")
         stage = Stage(
             workshop=workshop,
             store=store,
