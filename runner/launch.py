@@ -27,6 +27,7 @@ from runner.record import Conducted, Record, Started, timestamp
 from runner.source import Source, stored
 from runner.spec import RunSpec
 from runner.store import RunFolder, RunStore
+from runner.tracked import subject_of
 from runner.tracking import Tracker
 
 
@@ -155,7 +156,7 @@ def _started(launch: Launch, engine: Engine) -> Started:
 def watcher(launch: Launch, started: Started) -> Watcher:
     """Return who looks on: a line of progress, and Weights & Biases."""
     progress = Progress(sys.stderr)
-    tracker = Tracker(launch.conducted.tracking, launch.spec, started, os.environ, progress.say)
+    tracker = Tracker(launch.conducted.tracking, subject_of(launch.spec, started), os.environ, progress.say)
 
     def event(happened: Event) -> None:
         progress.event(happened)

@@ -4,14 +4,15 @@ import importlib.metadata
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from runner.arguments import RunArguments, SweepArguments
 from runner.conf.grid import example, grid, swept
 from runner.conf.space import dimensions
-from runner.config import Sweep
+from runner.config import Sweep, Tracking
 from runner.errors import RunFailed
 from runner.pickers import Account, Grid, Search, Trial
 from runner.plan import Plan, Planner, use_of
@@ -21,11 +22,13 @@ from runner.record import timestamp
 from runner.search import Study
 from runner.source import snapshot, stored
 from runner.space import SearchSettings
-from runner.store import Run, RunStore
+from runner.store import Run, RunFolder, RunStore
 from runner.sweep_table import SweepTable
 from runner.sweep_trials import Stage, run_trials
 from runner.sweeps import Planned, SweepFacts, SweepFolder, SweepStore, sweep_id
-from runner.trials import runs_of, same_spec, show_sweep
+from runner.tracked import Ending, Subject
+from runner.tracking import Tracker
+from runner.trials import TrialState, best, runs_of, same_spec, show_sweep, states, values_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +115,31 @@ def _run(workshop: Workshop, sweeps: SweepStore, start: _Start) -> int:
             argv=start.argv,
             offline=start.offline,
         )
-        run_trials(stage, plans)
+        try:
+            run_trials(stage, plans)
+        finally:
+            _summarise(folder, facts, states(store, folder, facts), plans[0].config.tracking, workshop.say)
     finally:
         os.close(held)
     sys.stdout.write(show_sweep(store, sweeps, folder.id, as_json=False))
     return _end(picker.failed, folder, workshop)
+
+
+def _summarise(
+    folder: SweepFolder, facts: SweepFacts, trials: Sequence[TrialState], tracking: Tracking, say: Callable[[str], None]
+) -> None:
+    """Tell W&B of the sweep as a whole, in a run of its own beside those of the trials."""
+    statuses = Counter(f"trials_{trial.status}" for trial in trials)
+    summary: dict[str, float | str] = {name: float(count) for name, count in statuses.items()}
+    for trial in best(trials, facts)[:1]:
+        values = values_of(trial.run, facts.metrics) or ()
+        summary |= {f"best_{name}": value for name, value in zip(facts.metrics, values, strict=True)}
+        summary |= {"best_trial": float(trial.number)}
+    about = {"words": list(facts.words), "kind": facts.kind, "trials": facts.trials, "source": facts.source}
+    subject = Subject(job_type="sweep", group=folder.id, config={}, facts={"sweep": folder.id, **about})
+    tracker = Tracker(tracking, subject, os.environ, say)
+    tracker.begin(RunFolder(path=folder.path), None)
+    tracker.close(Ending(status="done", exit_code=0, fingerprint=None, metrics=summary))
 
 
 def _picker(start: _Start, account: Account, runs: Mapping[int, Sequence[Run]]) -> tuple[Grid | Search, list[Plan]]:

@@ -25,6 +25,7 @@ from runner.store import RunFolder, RunStore
 from runner.sweep import Loop
 from runner.sweep_table import SweepTable
 from runner.sweeps import SweepFolder
+from runner.tracked import subject_of
 from runner.tracking import Tracker
 
 _STOPPED = Halt(status="interrupted", message="the sweep was stopped", with_checkpoint=True)
@@ -104,7 +105,7 @@ def _launch(stage: Stage, trial: Trial) -> Launch:
 
 def _watcher(stage: Stage, trial: Trial, launch: Launch, started: Started, room: Lease) -> Watcher:
     """Return who looks on at a trial: the table, Weights & Biases, and whoever may end it."""
-    tracker = Tracker(launch.conducted.tracking, launch.spec, started, os.environ, stage.table.say)
+    tracker = Tracker(launch.conducted.tracking, subject_of(launch.spec, started), os.environ, stage.table.say)
     halts: list[Halt] = []
     from_s = time.monotonic()
 

@@ -252,3 +252,32 @@ def test_a_wrong_word_is_one_message_before_anything_runs(bench: Bench, word: st
     assert refused.returncode == 2
     assert f"error: {message}" in refused.stderr.splitlines(), refused.stderr
     assert runs(bench) == []
+
+
+def test_wandb_has_a_run_for_each_trial_and_one_for_the_sweep(bench: Bench) -> None:
+    words = [word for word in WORDS if word != "tracking=off"]
+    ran = bench.xrun("-m", *words, "tracking.wandb=offline", "model.x=1,2")
+    assert ran.returncode == 0, ran.stderr
+    sweep_id = shown(bench)["id"]
+    logged = [_logged(file) for file in sorted((bench.folder / "runs").rglob("*.wandb"))]
+    told = Counter((found["run"]["job_type"], found["run"]["run_group"]) for found in logged)
+    assert told == {("trial", sweep_id): 2, ("sweep", sweep_id): 1}
+    (whole,) = [found for found in logged if found["run"]["job_type"] == "sweep"]
+    assert whole["run"]["display_name"] == sweep_id
+    assert {key: value for key, value in whole["summary"].items() if key.startswith("final/")} == {
+        "final/best_loss": 1.5,
+        "final/best_trial": 1.0,
+        "final/trials_done": 2.0,
+    }
+    numbers = sorted(found["run"]["config"]["update"]["xrun"].get("trial", -1) for found in logged)
+    assert numbers == [-1, 0, 1]
+
+
+def _logged(file: Path) -> "dict[str, Any]":
+    argv = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    records = [json.loads(line) for line in subprocess.run(argv, capture_output=True, check=True).stdout.splitlines()]
+    summary: dict[str, Any] = {}
+    for record in records:
+        if record["type"] == "summary":
+            summary |= record["summary"]["update"]
+    return {"run": next(record["run"] for record in records if record["type"] == "run"), "summary": summary}
