@@ -1,5 +1,6 @@
 """The main path: a RunSpec becomes a container, the container's outputs become a record."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -61,50 +62,67 @@ def execute(job: Job, *, engine: Engine, store: RunStore, watcher: Watcher) -> R
     engine.require(job.spec.image)
     folder = store.start(job.spec, job.started)
     begun_s = time.monotonic()
-    places = Places(source=job.source, spec=folder.spec, out=folder.out, control=folder.control, data=job.data)
     try:
-        container = engine.start(container_request(folder.id, job.spec, places, job.conduct), folder.log)
+        container = start(job, folder, engine)
     except BaseException as error:
-        store.finish(folder, _record(job, folder, _not_started(error), begun_s))
+        store.finish(folder, record_of(job, folder, not_started(error), begun_s))
         raise
-    events = EventReader(folder.out)
-    try:
-        ending = _supervise(job, folder, container, events, watcher)
-    except KeyboardInterrupt:
-        ending = _end_by_signal(job, folder, container, events, watcher)
-        store.finish(folder, watcher.end(_record(job, folder, ending, begun_s)))
+    ending, interrupt = supervise(job, folder, container, watcher)
+    record = watcher.end(record_of(job, folder, ending, begun_s))
+    store.finish(folder, record)
+    if interrupt is not None:
         if ending.exit_code == EXIT_STOPPED:
             watcher.say(f"stopped, with a checkpoint; to go on: xrun resume {folder.id}")
-        raise
-    except XrunError as error:  # the engine can no longer say how the container is, or cannot write its log
-        _stop(container)
-        ending = _Ending(status="lost", exit_code=None, message=error.message)
-    finally:
-        with suppress(XrunError):  # how the engine tidies up must not decide how the run ended
-            container.remove()
-    record = watcher.end(_record(job, folder, ending, begun_s))
-    store.finish(folder, record)
+        raise interrupt
     return record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ending:
+class Ending:
+    """How a container ended, or why there was none."""
+
     status: Status
     exit_code: int | None
+    """EXIT_STOPPED: asked to, with a checkpoint."""
     message: str = ""
     completion: Completion | None = None
 
 
-def _not_started(error: BaseException) -> _Ending:
+def start(job: Job, folder: RunFolder, engine: Engine) -> Container:
+    """Start a job's container. Raises EngineError, ImageError."""
+    places = Places(source=job.source, spec=folder.spec, out=folder.out, control=folder.control, data=job.data)
+    return engine.start(container_request(folder.id, job.spec, places, job.conduct), folder.log)
+
+
+def supervise(
+    job: Job, folder: RunFolder, container: Container, watcher: Watcher
+) -> tuple[Ending, KeyboardInterrupt | None]:
+    """Follow a container until it is gone. Returns how it ended, and the signal that ended it, if one did."""
+    events = EventReader(folder.out)
+    try:
+        return _follow(job, folder, container, events, watcher), None
+    except KeyboardInterrupt as interrupt:
+        return _end_by_signal(job, folder, container, events, watcher), interrupt
+    except XrunError as error:  # the engine can no longer say how the container is, or cannot write its log
+        _stop(container)
+        return Ending(status="lost", exit_code=None, message=error.message), None
+    finally:
+        with suppress(XrunError):  # how the engine tidies up must not decide how the run ended
+            container.remove()
+
+
+def not_started(error: BaseException) -> Ending:
+    """Return the ending of a run whose container could not be started."""
     status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     message = error.message.splitlines()[0] if isinstance(error, XrunError) else type(error).__name__
-    return _Ending(status=status, exit_code=None, message=message)
+    return Ending(status=status, exit_code=None, message=message)
 
 
-def _supervise(job: Job, folder: RunFolder, container: Container, events: EventReader, watcher: Watcher) -> _Ending:
+def _follow(job: Job, folder: RunFolder, container: Container, events: EventReader, watcher: Watcher) -> Ending:
     """Follow a container to its end, or end it when its time is over, it is silent, or enough was seen."""
     watcher.begin(folder, container.pid())
     begun_s = last_event_s = time.monotonic()
+    asked_s = math.inf
     outcome = None
     late = silent = enough = ""
     while outcome is None and not (late or silent or enough):
@@ -112,9 +130,13 @@ def _supervise(job: Job, folder: RunFolder, container: Container, events: EventR
         for event in events.read():
             last_event_s = time.monotonic()
             watcher.event(event)
-        enough = watcher.look()
+        if folder.is_asked_to_stop:
+            asked_s = min(asked_s, time.monotonic())
+        enough = watcher.look() or _unheeded(job, time.monotonic() - asked_s)
         late = _too_late(job, time.monotonic() - begun_s)
         silent = _too_silent(job, time.monotonic() - last_event_s)
+    if outcome is not None and outcome.exit_code == EXIT_STOPPED and folder.is_asked_to_stop:
+        return Ending(status="interrupted", exit_code=EXIT_STOPPED, message="asked to stop, with a checkpoint")
     if outcome is not None:
         return judge(outcome, folder.out, job.conduct.nonce)
     if late and not (silent or enough or job.spec.is_command):
@@ -122,13 +144,20 @@ def _supervise(job: Job, folder: RunFolder, container: Container, events: EventR
     if outcome is None:
         container.stop(_GRACE_S)
     if enough:
-        return _Ending(status="interrupted", exit_code=None, message=enough)
+        return Ending(status="interrupted", exit_code=None, message=enough)
     kept = ", stopped with a checkpoint" if outcome is not None and outcome.exit_code == EXIT_STOPPED else ""
-    return _Ending(status="timeout", exit_code=None, message=(silent or late) + kept)
+    return Ending(status="timeout", exit_code=None, message=(silent or late) + kept)
 
 
 def _too_late(job: Job, age_s: float) -> str:
     return f"took longer than scheduler.timeout_s={job.timeout_s}" if job.timeout_s and age_s > job.timeout_s else ""
+
+
+def _unheeded(job: Job, waited_s: float) -> str:
+    """Say that a run which was asked to stop from elsewhere is to be ended: a command at once."""
+    if job.spec.is_command:
+        return "asked to stop" if waited_s >= 0 else ""
+    return f"asked to stop, and did not in scheduler.grace_s={job.grace_s}" if waited_s > job.grace_s else ""
 
 
 def _too_silent(job: Job, silence_s: float) -> str:
@@ -138,7 +167,7 @@ def _too_silent(job: Job, silence_s: float) -> str:
     return ""
 
 
-def _end_by_signal(job: Job, folder: RunFolder, container: Container, events: EventReader, watcher: Watcher) -> _Ending:
+def _end_by_signal(job: Job, folder: RunFolder, container: Container, events: EventReader, watcher: Watcher) -> Ending:
     """End a container in order: a training with a checkpoint, a command at once."""
     outcome = None if job.spec.is_command else _ask_to_stop(job, folder, container, watcher)
     if outcome is None:
@@ -146,36 +175,36 @@ def _end_by_signal(job: Job, folder: RunFolder, container: Container, events: Ev
     for event in events.read():
         watcher.event(event)
     if outcome is not None and outcome.exit_code == EXIT_STOPPED:
-        return _Ending(status="interrupted", exit_code=EXIT_STOPPED, message="stopped by a signal, with a checkpoint")
+        return Ending(status="interrupted", exit_code=EXIT_STOPPED, message="stopped by a signal, with a checkpoint")
     if outcome is not None and outcome.exit_code == 0:
         return judge(outcome, folder.out, job.conduct.nonce)
-    return _Ending(status="interrupted", exit_code=None, message="stopped by a signal")
+    return Ending(status="interrupted", exit_code=None, message="stopped by a signal")
 
 
 def _ask_to_stop(job: Job, folder: RunFolder, container: Container, watcher: Watcher) -> Outcome | None:
     """Return how a training ended that was to end after its step; None where it did not in time."""
     try:
-        (folder.control / "stop").touch()
+        folder.ask_to_stop()
         watcher.say("stopping after this step, with a checkpoint; Ctrl-C again stops at once")
         return container.wait(job.grace_s)
     except (KeyboardInterrupt, OSError, XrunError):
         return None
 
 
-def judge(outcome: Outcome, out: Path, nonce: str) -> _Ending:
+def judge(outcome: Outcome, out: Path, nonce: str) -> Ending:
     """Say how a run ended. Exit code 0 is no success: only a completion manifest that holds is."""
     if outcome.kind == "out-of-memory":
-        return _Ending(status="out-of-memory", exit_code=outcome.exit_code, message=outcome.detail or "out of memory")
+        return Ending(status="out-of-memory", exit_code=outcome.exit_code, message=outcome.detail or "out of memory")
     if outcome.kind == "lost":
-        return _Ending(status="lost", exit_code=None, message=outcome.detail or "the engine lost the container")
+        return Ending(status="lost", exit_code=None, message=outcome.detail or "the engine lost the container")
     if outcome.exit_code != 0:
         message = failure(out) or outcome.detail or f"exit code {outcome.exit_code}"
-        return _Ending(status="failed", exit_code=outcome.exit_code, message=message)
+        return Ending(status="failed", exit_code=outcome.exit_code, message=message)
     try:
         completion = collect(out, nonce)
     except XrunError as error:
-        return _Ending(status="failed", exit_code=0, message=error.message)
-    return _Ending(status="done", exit_code=0, completion=completion)
+        return Ending(status="failed", exit_code=0, message=error.message)
+    return Ending(status="done", exit_code=0, completion=completion)
 
 
 def _stop(container: Container) -> None:
@@ -185,7 +214,8 @@ def _stop(container: Container) -> None:
         container.stop(0)
 
 
-def _record(job: Job, folder: RunFolder, ending: _Ending, begun_s: float) -> Record:
+def record_of(job: Job, folder: RunFolder, ending: Ending, begun_s: float) -> Record:
+    """Return the record of a run that has ended."""
     completion = ending.completion
     log = {folder.log.name: fact_of(folder.log)} if folder.log.exists() else {}
     return Record(

@@ -72,6 +72,15 @@ class RunFolder:
         return self.path / "control"
 
     @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether the run was asked to end after its step, by whomever."""
+        return (self.control / "stop").exists()
+
+    def ask_to_stop(self) -> None:
+        """Ask the run to end after its step, with a checkpoint. Raises OSError."""
+        (self.control / "stop").touch()
+
+    @property
     def wandb(self) -> Path:
         """W&B's files of the run."""
         return self.path / "wandb"
