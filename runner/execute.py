@@ -13,8 +13,9 @@ from runner.errors import XrunError
 from runner.inside.refusal import EXIT_STOPPED
 from runner.outputs import Completion, EventReader, collect, fact_of, failure
 from runner.record import Record, Started, Status, timestamp
+from runner.run_folder import RunFolder
 from runner.spec import RunSpec
-from runner.store import RunFolder, RunStore
+from runner.store import RunStore
 
 _POLL_S = 0.2
 _GRACE_S = 10.0

@@ -12,6 +12,17 @@ def hold(path: Path) -> int:
     return descriptor
 
 
+def take(path: Path) -> int:
+    """Hold a file that is there already. Raises BlockingIOError if a living process holds it."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def is_held(path: Path) -> bool:
     """Say whether a living process holds a file."""
     try:

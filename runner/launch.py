@@ -6,7 +6,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from runner.container import WHOLE, Conduct, Stretch
 from runner.engines.request import Engine
 from runner.errors import RunFailed, StoreError
 from runner.execute import Job, Watcher
-from runner.machine import Machine
+from runner.machine import Gpu, Machine
 from runner.outputs import Event
 from runner.parse import Scalar
 from runner.prepare import Workshop, data_folder
@@ -67,7 +67,21 @@ def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:
     """Return what is executed. Raises ImageError where data that is to be mounted is not what is pinned."""
     spec, conducted = launch.spec, launch.conducted
     gpus = machine.leasable(spec.hardware, launch.here)[: launch.ranks or spec.hardware.gpu_count]
-    conduct = Conduct(
+    return Job(
+        spec=spec,
+        started=started(launch, engine.name),
+        source=launch.source.folder,
+        data=data_of(launch, engine.name, workshop),
+        conduct=conduct(launch, gpus),
+        timeout_s=conducted.scheduler.timeout_s,
+        grace_s=conducted.scheduler.grace_s,
+    )
+
+
+def conduct(launch: Launch, gpus: Sequence[Gpu]) -> Conduct:
+    """Return how a launch is conducted on the GPUs that it has, with a nonce of its own."""
+    conducted = launch.conducted
+    return Conduct(
         nonce=secrets.token_hex(16),
         log_every_steps=conducted.tracking.log_every_steps,
         hang_timeout_s=conducted.scheduler.hang_timeout_s,
@@ -79,33 +93,22 @@ def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:
         self_test_steps=launch.self_test_steps,
         operators_step=launch.operators_step,
     )
-    return Job(
-        spec=spec,
-        started=_started(launch, engine),
-        source=launch.source.folder,
-        data=_data(launch, engine, workshop),
-        conduct=conduct,
-        timeout_s=conducted.scheduler.timeout_s,
-        grace_s=conducted.scheduler.grace_s,
-    )
 
 
-def _data(launch: Launch, engine: Engine, workshop: Workshop) -> Path | None:
-    """Return the folder of data sets that is mounted, None where the image holds them."""
+def data_of(launch: Launch, engine: str, workshop: Workshop) -> Path | None:
+    """Return the folder of data sets that is mounted, None where the image holds them. Raises ImageError."""
     spec, recipe = launch.spec, launch.conducted.data_recipe
-    if not spec.data or (recipe is None and engine.name != "host"):
+    if not spec.data or (recipe is None and engine != "host"):
         return None
     return data_folder(recipe or spec.image.ref, spec.data, workshop)
 
 
-def _started(launch: Launch, engine: Engine) -> Started:
+def started(launch: Launch, engine: str) -> Started:
+    """Return what is known of an execution before its container exists."""
     spec = launch.spec
-    host: dict[str, Scalar] = {**machine.recorded(launch.here), "name": socket.gethostname(), "uid": os.getuid()}
-    if engine.name == "host":
-        host["environment"] = "not pinned by an image"
     return Started(
         xrun=importlib.metadata.version("xrun"),
-        engine=engine.name,
+        engine=engine,
         level=spec.determinism.level,
         spec_digest=spec.digest,
         lock_digest=launch.lock_digest,
@@ -114,11 +117,17 @@ def _started(launch: Launch, engine: Engine) -> Started:
         overrides=launch.overrides,
         argv=("xrun", *launch.argv),
         started_at=timestamp(time.time()),
-        host=host,
+        host=host_facts(launch.here, engine),
         conducted=launch.conducted,
         replay_of=launch.replay_of,
         continues=launch.continues,
     )
+
+
+def host_facts(here: Machine, engine: str) -> dict[str, Scalar]:
+    """Return what is recorded of the machine that a run is on."""
+    facts: dict[str, Scalar] = {**machine.recorded(here), "name": socket.gethostname(), "uid": os.getuid()}
+    return facts | ({"environment": "not pinned by an image"} if engine == "host" else {})
 
 
 def watcher(launch: Launch, started: Started) -> Watcher:

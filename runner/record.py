@@ -51,6 +51,18 @@ class Conducted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Where a cluster ran a run."""
+
+    job: str
+    """Id of its SLURM job."""
+    attempts: int
+    """How often it was started; only the last one's time is the record's duration."""
+    nodes: tuple[str, ...] = ()
+    """Of the last attempt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What a replay proved, in one line, and where it parted from the run."""
 
@@ -114,6 +126,8 @@ class Record(Started):
     wandb: Tracked | None = None
     verdict: Verdict | None = None
     """Of a replay that found out."""
+    placed: Placed | None = None
+    """None for a run on this machine."""
     files: dict[str, FileFact] = field(default_factory=dict)
     """Path relative to the run's folder -> what was there at the end."""
 

@@ -14,8 +14,8 @@ from runner.levels import SEEDED, is_elastic, is_portable, is_resumable
 from runner.machine import Machine, recorded, require
 from runner.outputs import fact_of, operators_used
 from runner.record import Record, Started, Verdict
+from runner.run_folder import RunFolder
 from runner.spec import RunSpec
-from runner.store import RunFolder
 from runner.stretches import named
 from runner.traces import moved_operators, opened_traces, tell_numerics
 

@@ -11,6 +11,7 @@ from runner.conf.words import show_config, show_info
 from runner.config import Config, self_test_steps
 from runner.container import DATA, OUT, SOURCE, SPEC, limits_of
 from runner.engines.select import pick
+from runner.errors import ConfigError
 from runner.execute import execute
 from runner.launch import Launch, job, report, watcher
 from runner.levels import PRICES
@@ -20,6 +21,7 @@ from runner.machine import Machine
 from runner.prepare import Workshop, make_ready, pin_image
 from runner.record import Conducted
 from runner.resolve import run_spec
+from runner.slurm_command import described, node_engine, place, placement_of
 from runner.source import Source, snapshot
 from runner.spec import RunSpec
 from runner.store import RunStore
@@ -38,6 +40,10 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
         sys.stdout.write(show_info(conf, words.overrides, words.info))
         return 0
     plan = _plan(workshop, words)
+    if plan.config.scheduler.kind == "slurm":
+        return _on_slurm(plan, workshop, words, argv)
+    if words.detach:
+        raise ConfigError("--detach: a run on this machine ends with its xrun", hint="scheduler=slurm")
     if words.dry_run:
         sys.stdout.write(_described(plan))
         return 0
@@ -53,6 +59,16 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
     store = RunStore(workshop.project.runs)
     record = execute(run, engine=engine, store=store, watcher=watcher(launch, run.started))
     return report(record, workshop.say)
+
+
+def _on_slurm(plan: "_Plan", workshop: Workshop, words: RunArguments, argv: tuple[str, ...]) -> int:
+    """Submit the run, or print the script that would be submitted."""
+    engine = node_engine(plan.config.scheduler, plan.config.engine, plan.config.hardware.device)
+    placement = placement_of(_launch(plan, argv), engine, workshop)
+    if words.dry_run:
+        sys.stdout.write(described(placement, workshop))
+        return 0
+    return place(placement, workshop, detach=words.detach, offline=words.offline, hint=_relock(plan.lock))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +90,8 @@ def _plan(workshop: Workshop, words: RunArguments) -> _Plan:
     base = compose(project.conf, selections)
     lock = _lock(workshop, words, base, config)
     here = machine.probe()
-    machine.require(lock.hardware, here, str(project.lockfile(lock.experiment, lock.hardware_name)))
+    if config.scheduler.kind == "local":  # a cluster's nodes are asked there
+        machine.require(lock.hardware, here, str(project.lockfile(lock.experiment, lock.hardware_name)))
     source = snapshot(project.experiments, project.runs)
     spec = run_spec(lock, base, config, source.digest)
     return _Plan(config=config, lock=lock, spec=spec, source=source, here=here, overrides=words.overrides)

@@ -16,8 +16,8 @@ from runner.canonical import canonical_bytes
 from runner.config import Tracking
 from runner.parse import parse, plain
 from runner.record import Metrics, Record, Started, Tracked
+from runner.run_folder import RunFolder
 from runner.spec import RunSpec
-from runner.store import RunFolder
 from runner.terminal import clipped, printable
 from runner.wandb_environment import child_environment, key_of
 

@@ -28,6 +28,8 @@ _AT_LEAST: Mapping[str, int] = {
     "scheduler.timeout_s": 0,
     "scheduler.hang_timeout_s": 1,
     "scheduler.grace_s": 0,
+    "scheduler.array_parallelism": 0,
+    "scheduler.max_requeues": 0,
 }
 
 _MATCH: Mapping[str, tuple[re.Pattern[str], str]] = {
@@ -37,6 +39,10 @@ _MATCH: Mapping[str, tuple[re.Pattern[str], str]] = {
     "experiment.module": (re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII), "a module of experiments/"),
     "hardware.arch_level": (re.compile(r"x86-64-v[234]"), "one of x86-64-v2, x86-64-v3, x86-64-v4"),
     "hardware.driver_min": (_VERSION, "a version such as 580 or 580.65"),
+    "scheduler.time": (
+        re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}|UNLIMITED", re.ASCII),
+        "a time such as 4:00:00",
+    ),
     "image.platform": (re.compile(r"linux/[a-z0-9]+(/[a-z0-9]+)?"), "a platform such as linux/amd64"),
 }
 
@@ -51,6 +57,7 @@ def mistakes_in(config: Config) -> list[Mistake]:
         _training,
         _hardware,
         _determinism,
+        _scheduler,
     )
     return [mistake for check in checks for mistake in check(config)]
 
@@ -137,3 +144,14 @@ def _determinism(config: Config) -> Iterator[Mistake]:
     if asked is not None and asked < max(ranks, 1):
         what = f"expected at least {max(ranks, 1)}, as many as hardware.ranks, found {asked}"
         yield Mistake(place="determinism.virtual_ranks", what=what)
+
+
+def _scheduler(config: Config) -> Iterator[Mistake]:
+    """Say what must not get into a batch script, of which each value is one line."""
+    for key, value in plain(config.scheduler).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and (not text.strip() or not text.isprintable()):
+                yield Mistake(place=f"scheduler.{key}", what=f"expected one line of printable text, found {text!r}")
+    for option in config.scheduler.extra:
+        if re.match(r"--?[a-zA-Z]", option) is None:
+            yield Mistake(place="scheduler.extra", what=f"expected an option of sbatch, found {option!r}")
