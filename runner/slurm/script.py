@@ -12,8 +12,8 @@ GOES_ON = 75
 """Exit code of the node program when a run has stopped with a checkpoint and is to go on in the job's next turn."""
 # SLURM looks at its clock once in a while only, and srun needs time to end.
 _NOTICE_MARGIN_S = 30
-# Blanks, quotes, backslashes and comment signs are what sbatch takes apart in a line of options.
-_SPECIAL = re.compile(r"""([\s"'\\#])""")
+# What sbatch takes apart in a line of options.
+_SPECIAL = re.compile(r"""[\s"'\\#]""")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,8 @@ def _directives(batch: Batch, size: Size, scheduler: Scheduler) -> list[str]:
 
 
 def _escaped(value: object) -> str:
-    return _SPECIAL.sub(r"\\\1", str(value))
+    text = str(value)
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"' if _SPECIAL.search(text) else text
 
 
 def _pattern(output: Path, batch: Batch) -> Path:
