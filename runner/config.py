@@ -147,6 +147,30 @@ class Scheduler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """How the trials of `xrun -m` are picked and judged. None of it decides what a trial computes."""
+
+    kind: Literal["grid", "optuna"]
+    metrics: tuple[str, ...]
+    """Final metrics by which trials are compared, …"""
+    directions: tuple[Literal["minimize", "maximize"], ...]
+    """… and which way each is better."""
+    jobs: int | None
+    """Trials side by side at most; None: as many as the machine's slots allow."""
+    retries: int
+    """How often a trial that failed is run again."""
+    trials: int
+    """optuna: trials in all; a grid has as many as its words say."""
+    sampler: str
+    sampler_options: dict[str, Scalar]
+    pruner: str
+    """Ends trials that do worse than others did at the same step, by the first metric; `none` ends none."""
+    pruner_options: dict[str, Scalar]
+    seed: int
+    """Of the sampler."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
     """Arithmetic of the forward and backward pass; weights and optimizer stay in float32."""
 
@@ -185,6 +209,7 @@ class Config:
     determinism: Determinism
     tracking: Tracking
     scheduler: Scheduler
+    sweep: Sweep
 
 
 def virtual_ranks(config: Config) -> int:

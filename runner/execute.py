@@ -39,6 +39,15 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Halt:
+    """Why a run is ended before its end."""
+
+    status: Status
+    message: str
+    with_checkpoint: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Watcher:
     """What looks on while a run runs. Nothing here may fail it, and nothing but `look` end it."""
 
@@ -50,8 +59,10 @@ class Watcher:
     """Called with the record before it is committed; may add where the run was tracked, and a replay's verdict."""
     say: Callable[[str], None]
     """Called with a line for the user."""
-    look: Callable[[], str] = str
-    """Called several times a second; returns why the run should be stopped, or nothing."""
+    look: Callable[[], Halt | None] = lambda: None
+    """Called several times a second; returns why the run should be ended, or nothing."""
+    gone: Callable[[], None] = lambda: None
+    """Called when the container is gone: what it held is free, though the record is still to be written."""
 
 
 def execute(job: Job, *, engine: Engine, store: RunStore, watcher: Watcher) -> Record:
@@ -110,6 +121,7 @@ def supervise(
     finally:
         with suppress(XrunError):  # how the engine tidies up must not decide how the run ended
             container.remove()
+        watcher.gone()
 
 
 def not_started(error: BaseException) -> Ending:
@@ -124,48 +136,60 @@ def _follow(job: Job, folder: RunFolder, container: Container, events: EventRead
     watcher.begin(folder, container.pid())
     begun_s = last_event_s = time.monotonic()
     asked_s = math.inf
-    outcome = None
-    late = silent = enough = ""
-    while outcome is None and not (late or silent or enough):
+    outcome = halt = None
+    while outcome is None and halt is None:
         outcome = container.wait(_POLL_S)
         for event in events.read():
             last_event_s = time.monotonic()
             watcher.event(event)
-        if folder.is_asked_to_stop:
-            asked_s = min(asked_s, time.monotonic())
-        enough = watcher.look() or _unheeded(job, time.monotonic() - asked_s)
-        late = _too_late(job, time.monotonic() - begun_s)
-        silent = _too_silent(job, time.monotonic() - last_event_s)
+        now_s = time.monotonic()
+        asked_s = min(asked_s, now_s) if folder.is_asked_to_stop else asked_s
+        halt = watcher.look() or _unheeded(job, now_s - asked_s)
+        halt = halt or _too_silent(job, now_s - last_event_s) or _too_late(job, now_s - begun_s)
     if outcome is not None and outcome.exit_code == EXIT_STOPPED and folder.is_asked_to_stop:
         return Ending(status="interrupted", exit_code=EXIT_STOPPED, message="asked to stop, with a checkpoint")
     if outcome is not None:
         return judge(outcome, folder.out, job.conduct.nonce)
-    if late and not (silent or enough or job.spec.is_command):
+    assert halt is not None
+    return _halted(job, folder, container, watcher, halt)
+
+
+def _halted(job: Job, folder: RunFolder, container: Container, watcher: Watcher, halt: Halt) -> Ending:
+    """End a container, with a checkpoint where that is wanted and can be had."""
+    outcome = None
+    if halt.with_checkpoint and not job.spec.is_command:
         outcome = _ask_to_stop(job, folder, container, watcher)
     if outcome is None:
         container.stop(_GRACE_S)
-    if enough:
-        return Ending(status="interrupted", exit_code=None, message=enough)
-    kept = ", stopped with a checkpoint" if outcome is not None and outcome.exit_code == EXIT_STOPPED else ""
-    return Ending(status="timeout", exit_code=None, message=(silent or late) + kept)
+    elif outcome.exit_code == EXIT_STOPPED:
+        message = f"{halt.message}, with a checkpoint"
+        return Ending(status=halt.status, exit_code=EXIT_STOPPED, message=message)
+    elif outcome.exit_code == 0 and halt.status == "interrupted":
+        return judge(outcome, folder.out, job.conduct.nonce)
+    return Ending(status=halt.status, exit_code=None, message=halt.message)
 
 
-def _too_late(job: Job, age_s: float) -> str:
-    return f"took longer than scheduler.timeout_s={job.timeout_s}" if job.timeout_s and age_s > job.timeout_s else ""
+def _too_late(job: Job, age_s: float) -> Halt | None:
+    if not job.timeout_s or age_s <= job.timeout_s:
+        return None
+    message = f"took longer than scheduler.timeout_s={job.timeout_s}"
+    return Halt(status="timeout", message=message, with_checkpoint=True)
 
 
-def _unheeded(job: Job, waited_s: float) -> str:
+def _unheeded(job: Job, waited_s: float) -> Halt | None:
     """Say that a run which was asked to stop from elsewhere is to be ended: a command at once."""
-    if job.spec.is_command:
-        return "asked to stop" if waited_s >= 0 else ""
-    return f"asked to stop, and did not in scheduler.grace_s={job.grace_s}" if waited_s > job.grace_s else ""
+    if waited_s < (0 if job.spec.is_command else job.grace_s):
+        return None
+    late = "" if job.spec.is_command else f", and did not in scheduler.grace_s={job.grace_s}"
+    return Halt(status="interrupted", message=f"asked to stop{late}")
 
 
-def _too_silent(job: Job, silence_s: float) -> str:
+def _too_silent(job: Job, silence_s: float) -> Halt | None:
     limit_s = job.conduct.hang_timeout_s
-    if silence_s > limit_s * _HOST_HANG_FACTOR:
-        return f"no sign of life for {silence_s:.0f} s (scheduler.hang_timeout_s={limit_s})"
-    return ""
+    if silence_s <= limit_s * _HOST_HANG_FACTOR:
+        return None
+    message = f"no sign of life for {silence_s:.0f} s (scheduler.hang_timeout_s={limit_s})"
+    return Halt(status="timeout", message=message)
 
 
 def _end_by_signal(job: Job, folder: RunFolder, container: Container, events: EventReader, watcher: Watcher) -> Ending:

@@ -12,14 +12,16 @@ def hold(path: Path) -> int:
     return descriptor
 
 
-def take(path: Path) -> int:
-    """Hold a file that is there already. Raises BlockingIOError if a living process holds it."""
-    descriptor = os.open(path, os.O_RDWR)
+def take(path: Path) -> int | None:
+    """Hold a file that may have been held before; None where a living process holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(descriptor)
-        raise
+        return None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
     return descriptor
 
 

@@ -40,6 +40,8 @@ class Launch:
     lock_digest: str | None
     replay_of: str | None = None
     continues: str | None = None
+    sweep: str | None = None
+    trial: int | None = None
     stretch: Stretch = WHOLE
     ranks: int | None = None
     """Processes, where these are not as many as the spec says."""
@@ -121,6 +123,8 @@ def started(launch: Launch, engine: str) -> Started:
         conducted=launch.conducted,
         replay_of=launch.replay_of,
         continues=launch.continues,
+        sweep=launch.sweep,
+        trial=launch.trial,
     )
 
 

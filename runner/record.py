@@ -13,7 +13,7 @@ from runner.parse import Mistake, ParseError, Scalar, parse, plain
 
 VERSION = 1
 
-Status = Literal["done", "failed", "interrupted", "out-of-memory", "timeout", "lost"]
+Status = Literal["done", "failed", "interrupted", "out-of-memory", "timeout", "lost", "pruned"]
 Metrics = dict[str, float | str]
 """Name -> value; what JSON cannot say is spelled 'nan', 'inf' or '-inf'."""
 
@@ -103,6 +103,9 @@ class Started:
     replay_of: str | None = None
     continues: str | None = None
     """The run whose checkpoint was taken up."""
+    sweep: str | None = None
+    trial: int | None = None
+    """Number of the trial in its sweep."""
 
     def facts(self) -> dict[str, Any]:
         """Return the fields by name: what a record takes over as it is."""

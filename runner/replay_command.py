@@ -14,7 +14,7 @@ from runner.container import WHOLE, Stretch
 from runner.engines.request import Engine
 from runner.engines.select import pick
 from runner.errors import EXIT_DIVERGED, EXIT_NOT_COMPARABLE, ReplayFailed, StoreError, XrunError
-from runner.execute import Watcher, execute
+from runner.execute import Halt, Watcher, execute
 from runner.launch import Launch, again, job, watcher
 from runner.prepare import Workshop, make_ready
 from runner.record import Record, Verdict
@@ -155,8 +155,9 @@ def _looking(usual: Watcher, comparison: Comparison, stop: threading.Event | Non
     def end(record: Record) -> Record:
         return usual.end(replace(record, verdict=comparison.verdict(record, folders[0].out)))
 
-    def look() -> str:
-        return _STOPPED if stop is not None and stop.is_set() else comparison.look(folders[0].out)
+    def look() -> Halt | None:
+        enough = _STOPPED if stop is not None and stop.is_set() else comparison.look(folders[0].out)
+        return Halt(status="interrupted", message=enough) if enough else None
 
     return replace(usual, begin=begin, end=end, look=look)
 

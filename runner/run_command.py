@@ -1,32 +1,22 @@
 """`xrun experiment=…`: from the words on the command line to a run's record, and what is printed of it."""
 
 import sys
-from dataclasses import dataclass
 from functools import partial
 
-from runner import machine
 from runner.arguments import RunArguments
-from runner.conf.compose import compose
 from runner.conf.words import show_config, show_info
-from runner.config import Config, self_test_steps
-from runner.container import DATA, OUT, SOURCE, SPEC, limits_of
+from runner.container import DATA, OUT, SOURCE, SPEC
 from runner.engines.select import pick
 from runner.errors import ConfigError
 from runner.execute import execute
-from runner.launch import Launch, job, report, watcher
+from runner.launch import job, report, watcher
 from runner.levels import PRICES
-from runner.lock import Lock
-from runner.locking import Use, changes, load, lock_for_run, recorded, relock, save
-from runner.machine import Machine
-from runner.prepare import Workshop, make_ready, pin_image
-from runner.record import Conducted
-from runner.resolve import run_spec
+from runner.locking import Use
+from runner.plan import Plan, Planner, launch_of
+from runner.prepare import Workshop, make_ready
 from runner.slurm_command import described, node_engine, place, placement_of
-from runner.source import Source, snapshot
-from runner.spec import RunSpec
+from runner.source import snapshot
 from runner.store import RunStore
-
-_SELECTIONS = ("experiment", "hardware", "image")
 
 
 def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...]) -> int:
@@ -39,7 +29,9 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
     if words.info is not None:
         sys.stdout.write(show_info(conf, words.overrides, words.info))
         return 0
-    plan = _plan(workshop, words)
+    project = workshop.project
+    take = partial(snapshot, project.experiments, project.runs)
+    plan = Planner(workshop, project, use_of(words), take).plan(words.overrides)
     if plan.config.scheduler.kind == "slurm":
         return _on_slurm(plan, workshop, words, argv)
     if words.detach:
@@ -49,8 +41,8 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
         return 0
     engine = pick(plan.config.engine, workshop.images)
     if engine.name != "host":
-        make_ready(plan.spec.image, workshop, _relock(plan.lock), offline=words.offline)
-    launch = _launch(plan, argv)
+        make_ready(plan.spec.image, workshop, plan.relock, offline=words.offline)
+    launch = launch_of(plan, argv)
     run = job(launch, engine, workshop)
     image = "no image" if engine.name == "host" else f"image {plan.spec.image.name} {plan.spec.image.digest}"
     level = plan.spec.determinism.level
@@ -61,84 +53,22 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
     return report(record, workshop.say)
 
 
-def _on_slurm(plan: "_Plan", workshop: Workshop, words: RunArguments, argv: tuple[str, ...]) -> int:
+def use_of(words: RunArguments) -> Use:
+    """Return how a command line wants its lock to be used."""
+    return "locked" if words.locked else "frozen" if words.frozen else "plain"
+
+
+def _on_slurm(plan: Plan, workshop: Workshop, words: RunArguments, argv: tuple[str, ...]) -> int:
     """Submit the run, or print the script that would be submitted."""
     engine = node_engine(plan.config.scheduler, plan.config.engine, plan.config.hardware.device)
-    placement = placement_of(_launch(plan, argv), engine, workshop)
+    placement = placement_of(launch_of(plan, argv), engine, workshop)
     if words.dry_run:
         sys.stdout.write(described(placement, workshop))
         return 0
-    return place(placement, workshop, detach=words.detach, offline=words.offline, hint=_relock(plan.lock))
+    return place(placement, workshop, detach=words.detach, offline=words.offline, hint=plan.relock)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    """All that a run is decided by."""
-
-    config: Config
-    lock: Lock
-    spec: RunSpec
-    source: Source
-    here: Machine
-    overrides: tuple[str, ...]
-
-
-def _plan(workshop: Workshop, words: RunArguments) -> _Plan:
-    project = workshop.project
-    config = compose(project.conf, words.overrides)
-    selections = [word for word in words.overrides if word.partition("=")[0].partition(".")[0] in _SELECTIONS]
-    base = compose(project.conf, selections)
-    lock = _lock(workshop, words, base, config)
-    here = machine.probe()
-    if config.scheduler.kind == "local":  # a cluster's nodes are asked there
-        machine.require(lock.hardware, here, str(project.lockfile(lock.experiment, lock.hardware_name)))
-    source = snapshot(project.experiments, project.runs)
-    spec = run_spec(lock, base, config, source.digest)
-    return _Plan(config=config, lock=lock, spec=spec, source=source, here=here, overrides=words.overrides)
-
-
-def _lock(workshop: Workshop, words: RunArguments, base: Config, config: Config) -> Lock:
-    """Return the lock of a run, and keep what a plain run adds to it."""
-    root, say = workshop.project.root, workshop.say
-    path = workshop.project.lockfile(config.experiment.name, config.hardware.name)
-    use: Use = "locked" if words.locked else "frozen" if words.frozen else "plain"
-    old = load(root, path)
-    lock = lock_for_run(path, old, base, config, use)
-    if lock is None:
-        pin = partial(pin_image, config.image, workshop, upgrade=False)
-        lock = relock(base, None, pin, recorded(base, machine.probe()))
-    if lock != old:
-        for change in changes(old, lock) if old else ["is new; commit it"]:
-            say(f"{path}: {change}")
-        save(root, path, lock)
-    return lock
-
-
-def _launch(plan: _Plan, argv: tuple[str, ...]) -> Launch:
-    config = plan.config
-    conducted = Conducted(
-        limits=limits_of(config.hardware),
-        tracking=config.tracking,
-        scheduler=config.scheduler,
-        data_recipe=config.image.data_recipe,
-    )
-    return Launch(
-        spec=plan.spec,
-        source=plan.source,
-        conducted=conducted,
-        here=plan.here,
-        argv=argv,
-        overrides=plan.overrides,
-        lock_digest=plan.lock.digest,
-        self_test_steps=self_test_steps(config),
-    )
-
-
-def _relock(lock: Lock) -> str:
-    return f"xrun lock experiment={lock.experiment} hardware={lock.hardware_name}"
-
-
-def _described(plan: _Plan) -> str:
+def _described(plan: Plan) -> str:
     """Return what would run, in the words of the container."""
     spec = plan.spec
     lines = [

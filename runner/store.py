@@ -92,8 +92,9 @@ class RunStore:
         try:
             owner = take(folder.lock)
         except OSError as error:
-            why = "another process holds it" if isinstance(error, BlockingIOError) else error.strerror
-            raise StoreError(f"{folder.id} cannot be taken: {why}") from error
+            raise StoreError(f"{folder.id} cannot be taken: {error.strerror}") from error
+        if owner is None:
+            raise StoreError(f"{folder.id} cannot be taken: another process holds it")
         if folder.record.exists():
             os.close(owner)
             raise StoreError(f"{folder.id} has a record already; a run ends once")

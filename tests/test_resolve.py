@@ -13,6 +13,7 @@ from runner.config import (
     Precision,
     Schedule,
     Scheduler,
+    Sweep,
     Tracking,
     Training,
     hyperparameters,
@@ -55,6 +56,19 @@ CONFIG = Config(
     determinism=Determinism(level="strongest"),
     tracking=Tracking(wandb="off", project="xrun", entity=None, tags=(), group=None, log_every_steps=1),
     scheduler=Scheduler(kind="local", timeout_s=0, hang_timeout_s=60),
+    sweep=Sweep(
+        kind="grid",
+        metrics=("loss",),
+        directions=("minimize",),
+        jobs=None,
+        retries=0,
+        trials=0,
+        sampler="none",
+        sampler_options={},
+        pruner="none",
+        pruner_options={},
+        seed=0,
+    ),
 )
 IMAGE = PinnedImage(
     pin=ImagePin(

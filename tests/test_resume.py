@@ -233,5 +233,5 @@ def test_a_run_whose_time_is_over_is_stopped_with_a_checkpoint(bench: Bench) -> 
     record = bench.record()
     assert ran.returncode == 1
     assert record["status"] == "timeout"
-    assert record["message"] == "took longer than scheduler.timeout_s=4, stopped with a checkpoint"
+    assert record["message"] == "took longer than scheduler.timeout_s=4, with a checkpoint"
     assert list((bench.folder / "runs" / str(record["id"]) / "out" / "checkpoints").iterdir())

@@ -1,6 +1,8 @@
 """The one way from `conf/` and the command line to a Config. Nothing of Hydra leaves it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +22,57 @@ from runner.validate import mistakes_in
 
 def compose(conf: Path, overrides: Sequence[str]) -> Config:
     """Compose conf/ and the command line's words into a Config. Raises ConfigError with every mistake."""
-    files = read_files(conf)
-    words = read_overrides(overrides, groups(conf))
-    chosen = [word.text for word in words if word.is_group]
-    composed, choices = _chosen(conf, chosen)
-    origin = Origin(conf=conf, files=files, chosen=chosen, choices=choices, tree=_plain(composed, resolve=False))
-    if refusals := list(misplaced(words, origin)):
-        raise refuse(refusals, overrides)
-    tree = _overridden(conf, composed, [word.text for word in words if not word.is_group])
-    mistakes: list[Mistake] = []
-    typed = _typed_as_defaults(tree, words, origin, mistakes)
-    try:
-        config = parse(Config, _without_open(typed))
-        mistakes += [*mistakes_in(config), *_misnamed(config, choices)]
-    except ParseError as error:
-        mistakes += error.mistakes
-    if mistakes:
-        raise refuse([refusal(mistake, words, origin) for mistake in mistakes], overrides)
-    return config
+    return Composer(conf).compose(overrides)
 
 
-def _chosen(conf: Path, chosen: list[str]) -> tuple[DictConfig, dict[str, str]]:
-    """Return what the chosen options say together, and the option of each group."""
-    with hydra_session(conf) as hydra:
-        composed = hydra.compose_config(PRIMARY, chosen, RunMode.RUN, from_shell=False)
-        choices = dict(composed.hydra.runtime.choices)
-        with open_dict(composed):
-            del composed["hydra"]
-        return composed, choices
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chosen:
+    """What a choice of options says together, before the command line's values."""
+
+    composed: DictConfig
+    choices: dict[str, str]
+    origin: Origin
+
+
+class Composer:
+    """A conf/ that is read once: the many configs of a sweep differ in a few values."""
+
+    def __init__(self, conf: Path) -> None:
+        self.groups = groups(conf)
+        self._conf = conf
+        self._files = read_files(conf)
+        self._known: dict[tuple[str, ...], _Chosen] = {}
+
+    def compose(self, overrides: Sequence[str]) -> Config:
+        """Return the config of the command line's words. Raises ConfigError with every mistake."""
+        words = read_overrides(overrides, self.groups)
+        chosen = self._chosen(tuple(word.text for word in words if word.is_group))
+        origin = chosen.origin
+        if refusals := list(misplaced(words, origin)):
+            raise refuse(refusals, overrides)
+        tree = _overridden(self._conf, deepcopy(chosen.composed), [word.text for word in words if not word.is_group])
+        mistakes: list[Mistake] = []
+        typed = _typed_as_defaults(tree, words, origin, mistakes)
+        try:
+            config = parse(Config, _without_open(typed))
+            mistakes += [*mistakes_in(config), *_misnamed(config, chosen.choices)]
+        except ParseError as error:
+            mistakes += error.mistakes
+        if mistakes:
+            raise refuse([refusal(mistake, words, origin) for mistake in mistakes], overrides)
+        return config
+
+    def _chosen(self, texts: tuple[str, ...]) -> _Chosen:
+        if texts not in self._known:
+            with hydra_session(self._conf) as hydra:
+                composed = hydra.compose_config(PRIMARY, list(texts), RunMode.RUN, from_shell=False)
+                choices = dict(composed.hydra.runtime.choices)
+                with open_dict(composed):
+                    del composed["hydra"]
+            tree = _plain(composed, resolve=False)
+            origin = Origin(conf=self._conf, files=self._files, chosen=list(texts), choices=choices, tree=tree)
+            self._known[texts] = _Chosen(composed=composed, choices=choices, origin=origin)
+        return self._known[texts]
 
 
 def _overridden(conf: Path, composed: DictConfig, texts: list[str]) -> dict[str, Any]:

@@ -28,13 +28,13 @@ _KINDS: Mapping[OverrideType, Literal["set", "add", "force", "delete"]] = {
 }
 
 _OWN_WORDS = {
-    "hydra/launcher": "where runs are placed is said by scheduler=…",
-    "hydra/sweeper": "xrun has its own sweeps, by `xrun -m`",
-    "hydra.sweeper": "xrun has its own sweeps, by `xrun -m`",
-    "hydra.launcher": "where runs are placed is said by scheduler=…",
-    "hydra.mode": "xrun has its own sweeps, by `xrun -m`",
+    "hydra/launcher": "where runs are placed is said by scheduler=local|slurm",
+    "hydra/sweeper": "how trials are picked is said by `xrun -m … sweep=grid|optuna`",
+    "hydra.sweeper": "how trials are picked is said by `xrun -m … sweep=grid|optuna`, sweep.trials and the like",
+    "hydra.launcher": "where runs are placed is said by scheduler=local|slurm, side by side by sweep.jobs",
+    "hydra.mode": "several runs are started by `xrun -m`",
     "hydra.run": "a run's folder is runs/<run-id>/",
-    "hydra.sweep": "a run's folder is runs/<run-id>/",
+    "hydra.sweep": "a sweep's folder is runs/sweeps/<sweep-id>/, a trial's runs/<run-id>/",
     "hydra.searchpath": "config files are read from conf/ alone",
     "hydra.job": "a run's environment and working folder are its container's",
 }
@@ -78,12 +78,22 @@ def read_overrides(texts: Sequence[str], groups: Mapping[str, Sequence[str]]) ->
     """Read the words of a command line. Raises ConfigError with every word that is wrong in itself."""
     parser = OverridesParser.create()
     answers = [_read(parser, text, groups) for text in texts]
+    if several := [answer.what for answer in answers if isinstance(answer, _Several)]:
+        raise ConfigError("\n".join(several), hint=shlex.join(["xrun", "-m", *texts]))
     if refusals := [answer for answer in answers if isinstance(answer, Refusal)]:
         raise refuse(refusals, texts)
     return [answer for answer in answers if isinstance(answer, Override)]
 
 
 def _read(parser: OverridesParser, text: str, groups: Mapping[str, Sequence[str]]) -> Override | Refusal:
+    parsed = parse_word(parser, text, groups)
+    if isinstance(parsed, Refusal):
+        return parsed
+    return _several(parsed, is_group=parsed.key_or_group in groups) or _override(parsed, groups)
+
+
+def parse_word(parser: OverridesParser, text: str, groups: Mapping[str, Sequence[str]]) -> HydraOverride | Refusal:
+    """Read a word by Hydra's grammar, with bounds, and without Hydra's own settings."""
     if len(text) > _MAX_CHARACTERS or _depth(text) > _MAX_DEPTH:
         what = f"longer than {_MAX_CHARACTERS} characters or nested deeper than {_MAX_DEPTH} levels"
         return Refusal(what=f"{text[:40]}…: {what}")
@@ -94,7 +104,7 @@ def _read(parser: OverridesParser, text: str, groups: Mapping[str, Sequence[str]
         return _unreadable(text, error, groups)
     if not parsed.key_or_group:
         return Refusal(what=f"{text!r}: no key before the =")
-    return _hydras_own(parsed) or _sweep(parsed, is_group=parsed.key_or_group in groups) or _override(parsed, groups)
+    return _hydras_own(parsed) or parsed
 
 
 def _depth(text: str) -> int:
@@ -142,13 +152,17 @@ def _hydras_own(parsed: HydraOverride) -> Refusal | None:
     return Refusal(what=f"{key}: hydra's own settings are not read; {own or 'xrun runs without them'}")
 
 
-def _sweep(parsed: HydraOverride, *, is_group: bool) -> Refusal | None:
+class _Several(Refusal):
+    """A word with several values, which a sweep takes and one run does not."""
+
+
+def _several(parsed: HydraOverride, *, is_group: bool) -> Refusal | None:
     if not parsed.is_sweep_override():
         return None
     key, _, values = str(parsed.input_line).partition("=")
     is_listed = parsed.value_type is ValueType.SIMPLE_CHOICE_SWEEP and not is_group
     as_list = f"; a list is written '{key}=[{values}]'" if is_listed else ""
-    return Refusal(what=f"{parsed.input_line}: one run takes one value, and sweeps are not there yet{as_list}")
+    return _Several(what=f"{parsed.input_line}: one run takes one value{as_list}")
 
 
 def _override(parsed: HydraOverride, groups: Mapping[str, Sequence[str]]) -> Override | Refusal:

@@ -31,6 +31,7 @@ def test_groups_are_the_folders_of_conf_and_options_its_files(conf: Path) -> Non
         "image": ("cpu", "pytorch-cuda"),
         "precision": ("bf16", "fp16", "fp32", "tf32"),
         "scheduler": ("local", "slurm"),
+        "sweep": ("grid", "optuna"),
         "tracking": ("off", "wandb"),
     }
 

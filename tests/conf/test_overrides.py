@@ -55,9 +55,18 @@ def test_words_are_read_by_hydras_grammar() -> None:
             "precision/x: unknown group; groups are experiment, precision; did you mean precision?",
         ),
         ("a@b=c", "a: unknown group; groups are experiment, precision"),
-        ("hydra/launcher=joblib", f"hydra/launcher: {OWN}; where runs are placed is said by scheduler=…"),
-        ("hydra/sweeper=optuna", f"hydra/sweeper: {OWN}; xrun has its own sweeps, by `xrun -m`"),
-        ("hydra.sweeper.n_jobs=3", f"hydra.sweeper.n_jobs: {OWN}; xrun has its own sweeps, by `xrun -m`"),
+        ("hydra/launcher=joblib", f"hydra/launcher: {OWN}; where runs are placed is said by scheduler=local|slurm"),
+        (
+            "hydra/sweeper=optuna",
+            f"hydra/sweeper: {OWN}; how trials are picked is said by `xrun -m … sweep=grid|optuna`",
+        ),
+        (
+            "hydra.sweeper.n_jobs=3",
+            (
+                f"hydra.sweeper.n_jobs: {OWN}; how trials are picked is said by `xrun -m … sweep=grid|optuna`, "
+                "sweep.trials and the like"
+            ),
+        ),
         ("+hydra.searchpath=[pkg://x]", f"hydra.searchpath: {OWN}; config files are read from conf/ alone"),
         ("hydra.run.dir=/tmp/x", f"hydra.run.dir: {OWN}; a run's folder is runs/<run-id>/"),
         (
@@ -66,10 +75,13 @@ def test_words_are_read_by_hydras_grammar() -> None:
         ),
         ("hydra.verbose=true", f"hydra.verbose: {OWN}; xrun runs without them"),
         ("~hydra", f"hydra: {OWN}; xrun runs without them"),
-        ("lr=1,2", "lr=1,2: one run takes one value, and sweeps are not there yet; a list is written 'lr=[1,2]'"),
-        ("experiment=tiny,tiny", "experiment=tiny,tiny: one run takes one value, and sweeps are not there yet"),
-        ("seed=range(5)", "seed=range(5): one run takes one value, and sweeps are not there yet"),
-        ("experiment=glob(*)", "experiment=glob(*): one run takes one value, and sweeps are not there yet"),
+        ("lr=1,2", "lr=1,2: one run takes one value; a list is written 'lr=[1,2]'\n\nhint: xrun -m lr=1,2"),
+        (
+            "experiment=tiny,tiny",
+            "experiment=tiny,tiny: one run takes one value\n\nhint: xrun -m experiment=tiny,tiny",
+        ),
+        ("seed=range(5)", "seed=range(5): one run takes one value\n\nhint: xrun -m 'seed=range(5)'"),
+        ("experiment=glob(*)", "experiment=glob(*): one run takes one value\n\nhint: xrun -m 'experiment=glob(*)'"),
     ],
 )
 def test_a_word_that_one_run_cannot_take_is_refused(word: str, message: str) -> None:
@@ -80,5 +92,5 @@ def test_every_wrong_word_is_named_at_once() -> None:
     assert refused("a b=1", "precision=bf15", "hydra.mode=MULTIRUN") == (
         "cannot read on from the mark:\n  a b=1\n   ^\n"
         "unknown precision 'bf15'; did you mean bf16? conf/precision/ has bf16, fp32\n"
-        f"hydra.mode: {OWN}; xrun has its own sweeps, by `xrun -m`"
+        f"hydra.mode: {OWN}; several runs are started by `xrun -m`"
     )
