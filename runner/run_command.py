@@ -104,6 +104,7 @@ def _launch(plan: _Plan, argv: tuple[str, ...]) -> Launch:
         tracking=config.tracking,
         scheduler=config.scheduler,
         data_recipe=config.image.data_recipe,
+        nodes=config.hardware.nodes,
     )
     return Launch(
         spec=plan.spec,
