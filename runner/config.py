@@ -84,13 +84,17 @@ class Hardware:
     """Threads of each rank. They decide bits, so never 'all cores'."""
     gpu_model: str | None = None
     gpu_count: int = 0
+    """Over all nodes."""
     gpu_memory_gib: int | None = None
     driver_min: str | None = None
     """Oldest NVIDIA driver that can run the image's CUDA."""
 
     ranks: int = 1
-    """Processes of the run; each has its own replica of the model (DDP)."""
+    """Processes of the run, over all nodes; each has its own replica of the model (DDP)."""
+    nodes: int = 1
+    """Machines that share the ranks evenly. Neither a lock nor a run's spec knows of it: it may decide no bits."""
     memory_gib: float = 16.0
+    """Of each node, as are the next two."""
     shm_gib: float = 8.0
     """Size of /dev/shm that is asked for; a machine with less memory gives what it has."""
     pids: int = 4096

@@ -7,12 +7,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner import machine
 from runner.container import WHOLE, Conduct, Stretch
-from runner.engines.request import Engine
+from runner.engines.request import Engine, Limits
 from runner.errors import RunFailed, StoreError
 from runner.execute import Job, Watcher
 from runner.machine import Gpu, Machine
@@ -51,18 +51,33 @@ class Launch:
 
 
 def again(past: Started, spec: RunSpec, store: RunStore, here: Machine, argv: tuple[str, ...]) -> Launch:
-    """Return the launch of a spec that was run before, from its stored source, conducted alike. Raises StoreError."""
+    """Return the launch of a spec that was run before, from its stored source, conducted alike, on this machine alone.
+
+    Raises StoreError.
+    """
     if past.conducted is None:
         raise StoreError(f"{spec.run_stem} was recorded by an older xrun, which does not say how it was conducted")
     return Launch(
         spec=spec,
         source=stored(store.root, spec.source),
-        conducted=past.conducted,
+        conducted=_on_one_node(past.conducted),
         here=here,
         argv=argv,
         overrides=past.overrides,
         lock_digest=past.lock_digest,
     )
+
+
+def _on_one_node(past: Conducted) -> Conducted:
+    """Return how a run is conducted where one node has all its ranks: within the limits of all nodes together."""
+    limits, nodes = past.limits, past.nodes
+    together = Limits(
+        memory_bytes=limits.memory_bytes * nodes,
+        pids=limits.pids * nodes,
+        shm_bytes=limits.shm_bytes * nodes,
+        tmp_bytes=limits.tmp_bytes * nodes,
+    )
+    return replace(past, limits=together, nodes=1)
 
 
 def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:

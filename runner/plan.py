@@ -93,6 +93,7 @@ def launch_of(plan: Plan, argv: tuple[str, ...]) -> Launch:
         tracking=config.tracking,
         scheduler=config.scheduler,
         data_recipe=config.image.data_recipe,
+        nodes=config.hardware.nodes,
     )
     return Launch(
         spec=plan.spec,

@@ -48,6 +48,8 @@ class Conducted:
     scheduler: Scheduler
     data_recipe: str | None
     """Recipe whose data sets were mounted; None where the image holds its own."""
+    nodes: int = 1
+    """Machines that shared the ranks, each within these limits. Where a backend adds up, it may do so otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

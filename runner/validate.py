@@ -22,6 +22,7 @@ _AT_LEAST: Mapping[str, int] = {
     "schedule.warmup_steps": 0,
     "hardware.threads": 1,
     "hardware.ranks": 1,
+    "hardware.nodes": 1,
     "hardware.gpu_count": 0,
     "hardware.pids": 16,
     "tracking.log_every_steps": 1,
@@ -56,6 +57,7 @@ def mistakes_in(config: Config) -> list[Mistake]:
         _experiment,
         _training,
         _hardware,
+        _nodes,
         _determinism,
         _scheduler,
     )
@@ -137,6 +139,21 @@ def _hardware(config: Config) -> Iterator[Mistake]:
         yield Mistake(place="hardware.ranks", what=what)
     if hardware.device == "cpu" and config.precision.name == "tf32":
         yield Mistake(place="precision.name", what="tf32 is a GPU's arithmetic; hardware.device is cpu")
+
+
+def _nodes(config: Config) -> Iterator[Mistake]:
+    hardware, place = config.hardware, "hardware.nodes"
+    nodes = hardware.nodes
+    if nodes <= 1:
+        return
+    if hardware.ranks % nodes:
+        yield Mistake(place=place, what=f"{hardware.ranks} ranks do not split evenly over {nodes} nodes")
+    if hardware.gpu_count % nodes:
+        yield Mistake(place=place, what=f"{hardware.gpu_count} GPUs do not split evenly over {nodes} nodes")
+    if config.scheduler.kind == "local":
+        yield Mistake(place=place, what=f"{nodes} nodes need scheduler=slurm; scheduler=local has this machine alone")
+    if config.experiment.command:
+        yield Mistake(place=place, what=f"a command runs on 1 node, found {nodes}")
 
 
 def _determinism(config: Config) -> Iterator[Mistake]:
