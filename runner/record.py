@@ -60,8 +60,8 @@ class Placed:
     """Id of its SLURM job."""
     attempts: int
     """How often it was started; only the last one's time is the record's duration."""
-    nodes: tuple[str, ...] = ()
-    """Of the last attempt."""
+    nodes: str = ""
+    """Of the last attempt, as SLURM writes them: node[1-2]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

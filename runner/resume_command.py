@@ -41,7 +41,8 @@ def resume_run(workshop: Workshop, words: ResumeArguments, argv: tuple[str, ...]
         continues=run.folder.id,
         stretch=Stretch(past=_newest_with_checkpoint(store, run.folder, past)),
     )
-    if is_placed:
+    if is_placed and past.conducted is not None:
+        launch = replace(launch, conducted=past.conducted)
         engine_name = past.engine if words.engine == "auto" else words.engine
         placement = replace(placement_of(launch, engine_name, workshop), machine=past.host)
         return place(placement, workshop, detach=words.detach, offline=words.offline, hint=hint)

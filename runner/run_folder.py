@@ -39,6 +39,10 @@ class RunFolder:
         """What the container printed."""
         return self.path / "log.txt"
 
+    def log_of(self, node: int) -> Path:
+        """Return the file of what the container of one of several nodes printed."""
+        return self.path / f"log-node{node}.txt" if node else self.log
+
     @property
     def out(self) -> Path:
         """The one folder that the container writes. Its content is hostile."""

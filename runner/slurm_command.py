@@ -25,7 +25,7 @@ from runner.store import RunStore
 
 _LOOK_S = 0.3
 # A record may be on its way through a shared file system when the job has ended already.
-_RECORD_S = 10.0
+_RECORD_S = 5.0
 # Runtimes whose command is known, and has never been run.
 _NOT_RUN = ("pyxis", "apptainer")
 
@@ -47,12 +47,10 @@ def placement_of(launch: Launch, engine: str, workshop: Workshop) -> Placement:
         engine=engine,
         source=str(launch.source.folder),
         data=None if data is None else str(data),
-        nodes=1,
         self_test_steps=launch.self_test_steps,
         past=None if past is None else str(past),
     )
-    scheduler = launch.conducted.scheduler
-    return Placement(spec=launch.spec, started=started(launch, engine), order=order, scheduler=scheduler)
+    return Placement(spec=launch.spec, started=started(launch, engine), order=order, conducted=launch.conducted)
 
 
 def described(placement: Placement, workshop: Workshop) -> str:
@@ -67,8 +65,7 @@ def described(placement: Placement, workshop: Workshop) -> str:
 
 def _container_command(placement: Placement, folder: RunFolder) -> str:
     """Return what would start the container on a node, as comments below the script."""
-    order, conducted = placement.order, placement.started.conducted
-    assert conducted is not None
+    order, conducted = placement.order, placement.conducted
     places = Places(
         source=Path(order.source),
         spec=folder.spec,

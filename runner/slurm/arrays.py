@@ -58,7 +58,7 @@ def submit_array(folders: Sequence[RunFolder], store: RunStore, slurm: Slurm, ru
 def _asked(folder: RunFolder, store: RunStore) -> _Ask:
     conducted = store.started(folder).conducted
     assert conducted is not None
-    size = size_of(store.load_spec(folder), SlurmFiles(folder).order().nodes)
+    size = size_of(store.load_spec(folder), conducted.nodes)
     return _Ask(size=size, scheduler=conducted.scheduler)
 
 

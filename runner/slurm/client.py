@@ -64,6 +64,7 @@ class Slurm:
         """Cancel jobs; those that have ended already are let be. Raises SchedulerError."""
         if jobs:
             _said("scancel", "--quiet", *sorted(jobs))
+            self._queue = None
 
     def array_limit(self) -> int:
         """Return how many tasks an array may have. Raises SchedulerError."""

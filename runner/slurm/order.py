@@ -21,7 +21,6 @@ class Order:
     """Folder of the unpacked source snapshot."""
     data: str | None
     """Folder of the data sets; None where the image holds them."""
-    nodes: int
     self_test_steps: int
     past: str | None = None
     """`out` of the run that is gone on with."""

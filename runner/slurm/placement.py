@@ -11,11 +11,10 @@ from pathlib import Path
 
 from runner import durable
 from runner.canonical import canonical_bytes
-from runner.config import Scheduler
 from runner.errors import SchedulerError
 from runner.outputs import fact_of
 from runner.parse import Scalar
-from runner.record import Placed, Record, Started, Status, timestamp
+from runner.record import Conducted, Placed, Record, Started, Status, timestamp
 from runner.run_folder import RunFolder
 from runner.slurm.client import Slurm
 from runner.slurm.order import Claim, Order, SlurmFiles
@@ -39,7 +38,7 @@ class Placement:
     spec: RunSpec
     started: Started
     order: Order
-    scheduler: Scheduler
+    conducted: Conducted
     machine: Mapping[str, Scalar] | None = None
     """Facts of the machine whose checkpoint is gone on from; None where the run begins with its first step."""
 
@@ -47,7 +46,8 @@ class Placement:
 def script_of(placement: Placement, folder: Path, runtime: Runtime) -> str:
     """Return the batch script of a run of its own."""
     batch = Batch(name=folder.name, folder=folder)
-    return batch_script(batch, size_of(placement.spec, placement.order.nodes), placement.scheduler, runtime)
+    conducted = placement.conducted
+    return batch_script(batch, size_of(placement.spec, conducted.nodes), conducted.scheduler, runtime)
 
 
 def prepare(placement: Placement, store: RunStore, runtime: Runtime) -> RunFolder:

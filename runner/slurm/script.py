@@ -67,6 +67,8 @@ def batch_script(batch: Batch, size: Size, scheduler: Scheduler, runtime: Runtim
         "",
         *(_MEETING.strip("\n").splitlines() if size.nodes > 1 else []),
         f"{_node(runtime, 'begin')} || finish $?",
+        "# Nothing of an earlier attempt may still run.",
+        f'[ "${{SLURM_RESTART_COUNT:-0}}" = 0 ] || {_srun(size, scheduler)} \\\n    {_node(runtime, "reap")}',
         f"(trap '' USR1 TERM; exec {_srun(size, scheduler)} \\\n    {_node(runtime, 'run')}) &",
         _END.strip("\n"),
     ]

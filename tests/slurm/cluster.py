@@ -153,7 +153,8 @@ class Cluster:
         own = dict(self._own_processes(with_environment=True))
         jobs = {process for process, variables in own.items() if f"SLURMD_NODENAME={node}".encode() in variables}
         stepds = {_parent(process) for process in jobs} & own.keys()
-        for process in sorted(stepds) + sorted(jobs):
+        # A training knows nothing of SLURM, but it descends from what does.
+        for process in sorted(stepds) + sorted(jobs | _descendants(jobs)):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
@@ -267,6 +268,14 @@ def _parent(process: int) -> int:
     with suppress(OSError):
         return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     return 0
+
+
+def _descendants(processes: set[int]) -> set[int]:
+    parents = {int(entry.name): _parent(int(entry.name)) for entry in Path("/proc").glob("[0-9]*")}
+    found = set(processes)
+    while more := {process for process, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
 
 
 def packages_missing(programs: Sequence[str]) -> list[str]:

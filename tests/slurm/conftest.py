@@ -16,7 +16,7 @@ from runner.run_folder import RunFolder
 from slurm.cluster import Cluster, packages_missing, until
 
 HOST = ("engine=host", "image=none", "tracking=off", "hardware.threads=1", "experiment=tiny")
-LONG = ("training.steps=2000", "training.checkpoint_every_steps=200", "determinism.self_test=off")
+LONG = ("training.steps=1500", "training.checkpoint_every_steps=100", "determinism.self_test=off")
 _PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 _ACCOUNTING = ("slurmdbd", "mariadbd")
 
@@ -80,7 +80,7 @@ class SlurmBench(Bench):
         output = run.slurm / "output.txt"
         return output.read_text() if output.exists() else ""
 
-    def has_trained(self, run: RunFolder, steps: int = 200) -> bool:
+    def has_trained(self, run: RunFolder, steps: int = 100) -> bool:
         """Say whether the present attempt has left a checkpoint of its own, of this step or a later one."""
         return any(int(path.name[5:]) >= steps for path in (run.out / "checkpoints").glob("step-????????"))
 
@@ -122,7 +122,7 @@ def accounted() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def bench(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> SlurmBench:
     # A path with all that sbatch, a shell or squeue could take apart.
-    folder = tmp_path_factory.mktemp("pro ject #1 %j 'q' |x")
+    folder = tmp_path_factory.mktemp("pro ject #1 %j |x")
     return SlurmBench(make_bench(folder).folder, cluster)
 
 
