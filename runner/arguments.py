@@ -17,6 +17,8 @@ class RunArguments:
     frozen: bool
     offline: bool
     dry_run: bool
+    detach: bool
+    """Whether to leave a run that a cluster has taken to it."""
     cfg: str | None
     resolve: bool
     package: str | None
@@ -54,6 +56,7 @@ def run_arguments(argv: Sequence[str]) -> RunArguments:
     uses.add_argument("--frozen", action="store_true")
     parser.add_argument("--offline", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--detach", action="store_true")
     parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--package", "-p")
@@ -124,6 +127,8 @@ class ResumeArguments:
     run: str
     engine: Literal["auto", "docker", "embedded", "host"]
     offline: bool
+    detach: bool
+    """Whether to leave a run that a cluster has taken to it."""
 
 
 def resume_arguments(argv: Sequence[str]) -> ResumeArguments:
@@ -132,6 +137,7 @@ def resume_arguments(argv: Sequence[str]) -> ResumeArguments:
     parser.add_argument("run")
     parser.add_argument("--engine", choices=("auto", "docker", "embedded", "host"), default="auto")
     parser.add_argument("--offline", action="store_true")
+    parser.add_argument("--detach", action="store_true")
     return ResumeArguments(**vars(parser.parse_args(list(argv))))
 
 
@@ -212,6 +218,13 @@ def logs_arguments(argv: Sequence[str]) -> tuple[str, bool]:
     parser.add_argument("--follow", "-f", action="store_true")
     words = parser.parse_args(list(argv))
     return words.run, words.follow
+
+
+def stop_arguments(argv: Sequence[str]) -> str:
+    """Read the words of `xrun stop`: the run. Raises ConfigError."""
+    parser = _parser("stop")
+    parser.add_argument("run")
+    return str(parser.parse_args(list(argv)).run)
 
 
 def image_arguments(argv: Sequence[str]) -> tuple[str, str | None]:

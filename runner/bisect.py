@@ -14,8 +14,8 @@ from runner.levels import is_resumable
 from runner.lock import to_mapping
 from runner.record import Record, Verdict
 from runner.resolve import differences
+from runner.run_folder import RunFolder
 from runner.spec import RunSpec
-from runner.store import RunFolder
 from runner.terminal import printable
 from runner.traces import opened_traces, operator_logs
 

@@ -16,6 +16,7 @@ Commands:
   ls                        list runs
   show   <run-id>           show one run
   logs   <run-id> [-f]      print what a run printed
+  stop   <run-id>           end a run that SLURM has, with a checkpoint
   resume <run-id>           go on with a run that was stopped, from its newest checkpoint
   replay <run-id>           run it again from its stored spec and source; compare every step
   bisect <run-id> <run-id>  the step in which two runs part, and the operator that computed other bits in it
@@ -28,7 +29,8 @@ Run options:
   --locked       fail if the lock is missing or out of date
   --frozen       use the lock without comparing it with conf/
   --offline      touch no network
-  --dry-run      print what would run, and run nothing
+  --dry-run      print what would run (with scheduler=slurm, the batch script), and run nothing
+  --detach       with scheduler=slurm: submit, and do not wait
   --force        (sweeps) run trials again that are done
   --cfg job|hydra|all [--resolve] [--package P]     print the config
   --info [all|config|defaults|defaults-tree|plugins|searchpath]

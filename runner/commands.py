@@ -1,5 +1,6 @@
 """The commands: each constructs the edges it needs and calls its verb. Data on stdout, all else on stderr."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +11,13 @@ from runner import arguments
 from runner.errors import ConfigError
 from runner.listing import follow_log, list_runs, show_run
 from runner.project import find_project, home
-from runner.store import RunStore
+from runner.store import Run, RunStore
 from runner.sweeps import SweepStore
 from runner.trials import list_sweeps, show_sweep, stop_sweep
 
 if TYPE_CHECKING:
     from runner.prepare import Workshop
+    from runner.slurm.client import Slurm
 
 
 def say(line: str) -> None:
@@ -54,14 +56,14 @@ def _workshop() -> "Workshop":
 def ls(argv: Sequence[str]) -> int:
     """List runs."""
     as_json = arguments.list_arguments(argv)
-    sys.stdout.write(list_runs(_runs(), as_json=as_json))
+    sys.stdout.write(list_runs(_runs(), as_json=as_json, seen=_seen))
     return 0
 
 
 def show(argv: Sequence[str]) -> int:
     """Show one run."""
     run_id, as_json = arguments.show_arguments(argv)
-    sys.stdout.write(show_run(_runs(), run_id, as_json=as_json))
+    sys.stdout.write(show_run(_runs(), run_id, as_json=as_json, seen=_seen))
     return 0
 
 
@@ -73,8 +75,31 @@ def logs(argv: Sequence[str]) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    follow_log(_runs(), run_id, follow=follow, write=write)
+    follow_log(_runs(), run_id, follow=follow, write=write, seen=_seen)
     return 0
+
+
+def stop(argv: Sequence[str]) -> int:
+    """End a run for good."""
+    from runner.stop_command import stop_run  # noqa: PLC0415, as above
+
+    return stop_run(_runs(), arguments.stop_arguments(argv), say)
+
+
+@functools.cache
+def _slurm() -> "Slurm":
+    from runner.slurm.client import Slurm  # noqa: PLC0415, as above
+
+    return Slurm()
+
+
+def _seen(runs: Sequence[Run]) -> list[Run]:
+    """Return runs with what SLURM says of those that it has; nothing is asked where it has none."""
+    if all(run.status != "submitted" for run in runs):
+        return list(runs)
+    from runner.slurm.placement import seen  # noqa: PLC0415, as above
+
+    return seen(runs, _slurm(), say)
 
 
 def replay(argv: Sequence[str]) -> int:
@@ -161,6 +186,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "ls": ls,
     "show": show,
     "logs": logs,
+    "stop": stop,
     "replay": replay,
     "resume": resume,
     "bisect": bisect,

@@ -85,13 +85,17 @@ class Hardware:
     """Threads of each rank. They decide bits, so never 'all cores'."""
     gpu_model: str | None = None
     gpu_count: int = 0
+    """Over all nodes."""
     gpu_memory_gib: int | None = None
     driver_min: str | None = None
     """Oldest NVIDIA driver that can run the image's CUDA."""
 
     ranks: int = 1
-    """Processes of the run; each has its own replica of the model (DDP)."""
+    """Processes of the run, over all nodes; each has its own replica of the model (DDP)."""
+    nodes: int = 1
+    """Machines that share the ranks evenly. Neither a lock nor a run's spec knows of it: it may decide no bits."""
     memory_gib: float = 16.0
+    """Of each node, as are the next two."""
     shm_gib: float = 8.0
     """Size of /dev/shm that is asked for; a machine with less memory gives what it has."""
     pids: int = 4096
@@ -112,15 +116,39 @@ class Tracking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheduler:
-    """Where runs are placed."""
+    """Where runs are placed: on this machine, or as jobs of a SLURM cluster, in whose words the second block is."""
 
-    kind: Literal["local"]
+    kind: Literal["local", "slurm"]
     timeout_s: int
     """A run that takes longer is stopped; 0 never stops it."""
     hang_timeout_s: int
     """A rank that finishes no step for this long is given up, with the place where it hangs."""
     grace_s: int = 60
-    """After Ctrl-C or SIGTERM: time to finish the step and write a checkpoint."""
+    """After Ctrl-C or SIGTERM, or before SLURM's time is over: time to finish the step and write a checkpoint."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gres: str | None = None
+    """Of each node; None: gpu:<GPUs of the hardware group>."""
+    time: str | None = None
+    """Of one attempt, as SLURM writes it: '4:00:00'."""
+    mem: str | int | None = None
+    """Of each node, as SLURM writes it: 64G, or a number of MiB."""
+    exclude: str | None = None
+    reservation: str | None = None
+    array_parallelism: int = 0
+    """Jobs of an array that run at once; 0: as many as there is room for."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell that run on each job's first node before anything else, such as `module load cuda`."""
+    srun_args: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    """Any other options of sbatch, such as --mail-type=END."""
+    max_requeues: int = 20
+    """A run that was requeued this often, by the time limit or by SLURM, ends with its checkpoint."""
+    container: Literal["embedded", "docker", "podman", "pyxis", "apptainer", "host"] | None = None
+    """What executes the image on the nodes; None: what `engine` says, where `auto` is embedded, or docker with GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

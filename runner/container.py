@@ -49,6 +49,20 @@ WHOLE = Stretch()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One of several machines that compute a run together, each with a container of its own and its share of ranks."""
+
+    count: int
+    """Nodes of the run."""
+    number: int
+    """Of this one, from 0 on; node 0 writes what is written once."""
+    master_address: str
+    """Where node 0 can be reached: numeric, or a name that a container can look up."""
+    master_port: int
+    """Where node 0 listens; free on it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Conduct:
     """How one execution of a spec is conducted; none of it decides bits."""
 
@@ -68,6 +82,8 @@ class Conduct:
     """Steps that are computed in other processes before, to see whether the level is kept; 0 for none."""
     operators_step: int | None = None
     """The step of which every operator is logged; None for none."""
+    node: Node | None = None
+    """Which of several nodes the container is on, all of which have the same `out`; None where one has all ranks."""
 
 
 def container_request(name: str, spec: RunSpec, places: Places, conduct: Conduct) -> ContainerRequest:
@@ -92,6 +108,7 @@ def container_request(name: str, spec: RunSpec, places: Places, conduct: Conduct
         gpus=conduct.gpus,
         # `-m` looks for modules in the working folder first: it must be one that the run cannot write.
         workdir=SOURCE,
+        network="none" if conduct.node is None else "host",
     )
 
 
@@ -127,7 +144,19 @@ def _environment(spec: RunSpec, conduct: Conduct) -> dict[str, str]:
         "XRUN_SELF_TEST_STEPS": conduct.self_test_steps or None,
     }
     environment |= {name: str(value) for name, value in asked.items() if value is not None}
-    return environment | spec.determinism.environment
+    return environment | node_variables(conduct.node) | spec.determinism.environment
+
+
+def node_variables(node: Node | None) -> dict[str, str]:
+    """Return the variables that tell a container which of several nodes it is on; none where there is one."""
+    if node is None:
+        return {}
+    return {
+        "XRUN_MASTER_ADDRESS": node.master_address,
+        "XRUN_MASTER_PORT": str(node.master_port),
+        "XRUN_NODE": str(node.number),
+        "XRUN_NODES": str(node.count),
+    }
 
 
 def limits_of(hardware: Hardware) -> Limits:

@@ -8,6 +8,7 @@ XrunError
 ├── EngineError    5   no engine can run the request on this machine
 ├── HardwareError  6   this machine misses what the lock requires
 ├── StoreError     7   the store or a run in it is damaged, full or unknown
+├── SchedulerError 8   SLURM does not answer, or does not take a job
 └── ReplayFailed  12   a replay could not run to an end
 
 10 is a replay that diverged or two runs that differ, 11 one that could prove nothing, 70 is a bug in xrun,
@@ -76,6 +77,12 @@ class StoreError(XrunError):
     """The store or a run in it is damaged, full or unknown."""
 
     exit_code = 7
+
+
+class SchedulerError(XrunError):
+    """SLURM does not answer, or does not take a job."""
+
+    exit_code = 8
 
 
 class ReplayFailed(XrunError):

@@ -13,8 +13,9 @@ from runner.errors import XrunError
 from runner.inside.refusal import EXIT_STOPPED
 from runner.outputs import Completion, EventReader, collect, fact_of, failure
 from runner.record import Record, Started, Status, timestamp
+from runner.run_folder import RunFolder
 from runner.spec import RunSpec
-from runner.store import RunFolder, RunStore
+from runner.store import RunStore
 
 _POLL_S = 0.2
 _GRACE_S = 10.0
@@ -100,9 +101,11 @@ class Ending:
 
 
 def start(job: Job, folder: RunFolder, engine: Engine) -> Container:
-    """Start a job's container. Raises EngineError, ImageError."""
+    """Start a job's container, on one of several nodes if the job says so. Raises EngineError, ImageError."""
+    node = job.conduct.node.number if job.conduct.node else 0
+    name = f"{folder.id}-node{node}" if node else folder.id
     places = Places(source=job.source, spec=folder.spec, out=folder.out, control=folder.control, data=job.data)
-    return engine.start(container_request(folder.id, job.spec, places, job.conduct), folder.log)
+    return engine.start(container_request(name, job.spec, places, job.conduct), folder.log_of(node))
 
 
 def supervise(

@@ -7,13 +7,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner import machine
 from runner.checkpoints import has_checkpoint
 from runner.container import WHOLE, Conduct, Stretch
-from runner.engines.request import Engine
+from runner.engines.request import Engine, Limits
 from runner.errors import RunFailed, StoreError
 from runner.execute import Job, Watcher
 from runner.leases import Lease, Need, lease
@@ -24,9 +24,10 @@ from runner.prepare import Workshop, data_folder
 from runner.progress import Progress
 from runner.project import leases
 from runner.record import Conducted, Record, Started, timestamp
+from runner.run_folder import RunFolder
 from runner.source import Source, stored
 from runner.spec import RunSpec
-from runner.store import RunFolder, RunStore
+from runner.store import RunStore
 from runner.tracked import subject_of
 from runner.tracking import Tracker
 
@@ -55,13 +56,16 @@ class Launch:
 
 
 def again(past: Started, spec: RunSpec, store: RunStore, here: Machine, argv: tuple[str, ...]) -> Launch:
-    """Return the launch of a spec that was run before, from its stored source, conducted alike. Raises StoreError."""
+    """Return the launch of a spec that was run before, from its stored source, conducted alike, on this machine alone.
+
+    Raises StoreError.
+    """
     if past.conducted is None:
         raise StoreError(f"{spec.run_stem} was recorded by an older xrun, which does not say how it was conducted")
     return Launch(
         spec=spec,
         source=stored(store.root, spec.source),
-        conducted=past.conducted,
+        conducted=_on_one_node(past.conducted),
         here=here,
         argv=argv,
         overrides=past.overrides,
@@ -69,14 +73,14 @@ def again(past: Started, spec: RunSpec, store: RunStore, here: Machine, argv: tu
     )
 
 
-def newest_with_checkpoint(store: RunStore, folder: RunFolder, facts: Started) -> RunFolder:
-    """Return the run itself, or the newest before it that holds a checkpoint: it may have ended before it had one."""
-    while not has_checkpoint(folder.out) and facts.continues is not None:
+def newest_with_checkpoint(store: RunStore, folder: RunFolder, facts: Started) -> Path:
+    """Return the newest `out` of the run, or of those before it, with a checkpoint: it may have ended before one."""
+    while not any(map(has_checkpoint, folder.outs)) and facts.continues is not None:
         earlier = store.look(store.find(facts.continues))
         if earlier.facts is None:
             raise StoreError(earlier.problem)
         folder, facts = earlier.folder, earlier.facts
-    return folder
+    return next(filter(has_checkpoint, folder.outs), folder.out)
 
 
 def room_for(spec: RunSpec, here: Machine, waiting: Callable[[str], bool], *, ranks: int | None = None) -> Lease | None:
@@ -93,11 +97,36 @@ def room_for(spec: RunSpec, here: Machine, waiting: Callable[[str], bool], *, ra
     return lease(leases(os.environ), need, slots, waiting=waiting)
 
 
+def _on_one_node(past: Conducted) -> Conducted:
+    """Return how a run is conducted where one node has all its ranks: within the limits of all nodes together."""
+    limits, nodes = past.limits, past.nodes
+    together = Limits(
+        memory_bytes=limits.memory_bytes * nodes,
+        pids=limits.pids * nodes,
+        shm_bytes=limits.shm_bytes * nodes,
+        tmp_bytes=limits.tmp_bytes * nodes,
+    )
+    return replace(past, limits=together, nodes=1)
+
+
 def job(launch: Launch, engine: Engine, workshop: Workshop, room: Lease | None = None) -> Job:
     """Return what is executed. Raises ImageError where data that is to be mounted is not what is pinned."""
     spec, conducted = launch.spec, launch.conducted
-    gpus = room.gpus if room else ()
-    conduct = Conduct(
+    return Job(
+        spec=spec,
+        started=started(launch, engine.name),
+        source=launch.source.folder,
+        data=data_of(launch, engine.name, workshop),
+        conduct=conduct(launch, room.gpus if room else ()),
+        timeout_s=conducted.scheduler.timeout_s,
+        grace_s=conducted.scheduler.grace_s,
+    )
+
+
+def conduct(launch: Launch, gpus: tuple[str, ...]) -> Conduct:
+    """Return how a launch is conducted on the GPUs (by UUID) that it has, with a nonce of its own."""
+    conducted = launch.conducted
+    return Conduct(
         nonce=secrets.token_hex(16),
         log_every_steps=conducted.tracking.log_every_steps,
         hang_timeout_s=conducted.scheduler.hang_timeout_s,
@@ -109,33 +138,22 @@ def job(launch: Launch, engine: Engine, workshop: Workshop, room: Lease | None =
         self_test_steps=launch.self_test_steps,
         operators_step=launch.operators_step,
     )
-    return Job(
-        spec=spec,
-        started=_started(launch, engine),
-        source=launch.source.folder,
-        data=_data(launch, engine, workshop),
-        conduct=conduct,
-        timeout_s=conducted.scheduler.timeout_s,
-        grace_s=conducted.scheduler.grace_s,
-    )
 
 
-def _data(launch: Launch, engine: Engine, workshop: Workshop) -> Path | None:
-    """Return the folder of data sets that is mounted, None where the image holds them."""
+def data_of(launch: Launch, engine: str, workshop: Workshop) -> Path | None:
+    """Return the folder of data sets that is mounted, None where the image holds them. Raises ImageError."""
     spec, recipe = launch.spec, launch.conducted.data_recipe
-    if not spec.data or (recipe is None and engine.name != "host"):
+    if not spec.data or (recipe is None and engine != "host"):
         return None
     return data_folder(recipe or spec.image.ref, spec.data, workshop)
 
 
-def _started(launch: Launch, engine: Engine) -> Started:
+def started(launch: Launch, engine: str) -> Started:
+    """Return what is known of an execution before its container exists."""
     spec = launch.spec
-    host: dict[str, Scalar] = {**machine.recorded(launch.here), "name": socket.gethostname(), "uid": os.getuid()}
-    if engine.name == "host":
-        host["environment"] = "not pinned by an image"
     return Started(
         xrun=importlib.metadata.version("xrun"),
-        engine=engine.name,
+        engine=engine,
         level=spec.determinism.level,
         spec_digest=spec.digest,
         lock_digest=launch.lock_digest,
@@ -144,13 +162,19 @@ def _started(launch: Launch, engine: Engine) -> Started:
         overrides=launch.overrides,
         argv=("xrun", *launch.argv),
         started_at=timestamp(time.time()),
-        host=host,
+        host=host_facts(launch.here, engine),
         conducted=launch.conducted,
         replay_of=launch.replay_of,
         continues=launch.continues,
         sweep=launch.sweep,
         trial=launch.trial,
     )
+
+
+def host_facts(here: Machine, engine: str) -> dict[str, Scalar]:
+    """Return what is recorded of the machine that a run is on."""
+    facts: dict[str, Scalar] = {**machine.recorded(here), "name": socket.gethostname(), "uid": os.getuid()}
+    return facts | ({"environment": "not pinned by an image"} if engine == "host" else {})
 
 
 def watcher(launch: Launch, started: Started) -> Watcher:

@@ -4,7 +4,7 @@ import codecs
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from runner.errors import StoreError
 from runner.parse import plain
@@ -12,6 +12,10 @@ from runner.record import Record
 from runner.store import Run, RunStore
 from runner.terminal import clipped, printable
 
+Seen = Callable[[Sequence[Run]], Sequence[Run]]
+"""Returns runs with what a cluster says of those that it has."""
+
+_GOING_ON = {"running", "queued", "requeued", "unknown"}
 _HEAD = ("RUN", "STATUS", "STARTED (UTC)", "TIME", "ENGINE", "FINGERPRINT", "METRICS")
 _RUNS_SHOWN = 50
 _LOOK_S = 0.2
@@ -29,11 +33,11 @@ _OPEN: dict[str, object] = {
 }
 
 
-def list_runs(store: RunStore, *, as_json: bool) -> str:
+def list_runs(store: RunStore, *, as_json: bool, seen: Seen = list) -> str:
     """Return runs, newest first: a table of the last fifty, or a JSON list of the records of all."""
     if as_json:
-        return json.dumps([_mapping(run) for run in store.runs()], indent=2) + "\n"
-    rows = [_HEAD, *(_row(run) for run in store.runs(at_most=_RUNS_SHOWN))]
+        return json.dumps([_mapping(run) for run in seen(store.runs())], indent=2) + "\n"
+    rows = [_HEAD, *(_row(run) for run in seen(store.runs(at_most=_RUNS_SHOWN)))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if (older := len(store.ids()) - _RUNS_SHOWN) > 0:
@@ -41,9 +45,9 @@ def list_runs(store: RunStore, *, as_json: bool) -> str:
     return "\n".join(lines if len(rows) > 1 else ["no runs yet"]) + "\n"
 
 
-def show_run(store: RunStore, text: str, *, as_json: bool) -> str:
+def show_run(store: RunStore, text: str, *, as_json: bool, seen: Seen = list) -> str:
     """Return one run, found by id, its beginning or `last`. Raises StoreError, for a damaged run too."""
-    run = store.look(store.find(text))
+    (run,) = seen([store.look(store.find(text))])
     if run.problem:
         raise StoreError(run.problem)
     content = _mapping(run)
@@ -56,7 +60,7 @@ def show_run(store: RunStore, text: str, *, as_json: bool) -> str:
     return "".join(f"{printable(key):<{width}}  {clipped(printable(text), _VALUE_CAP)}\n" for key, text in pairs)
 
 
-def follow_log(store: RunStore, text: str, *, follow: bool, write: Callable[[str], object]) -> None:
+def follow_log(store: RunStore, text: str, *, follow: bool, write: Callable[[str], object], seen: Seen = list) -> None:
     """Write what a run printed; with follow, until the run has ended. Raises StoreError for an unknown run."""
     folder = store.find(text)
     # A terminal shows \\r as a new line: what a progress bar overwrote is all there.
@@ -64,7 +68,7 @@ def follow_log(store: RunStore, text: str, *, follow: bool, write: Callable[[str
     position = 0
     while True:
         # Looked at before the log is read: what a run printed before it ended is then read for certain.
-        is_running = follow and store.look(folder).status == "running"
+        is_running = follow and seen([store.look(folder)])[0].status in _GOING_ON
         try:
             with folder.log.open("rb") as log:
                 log.seek(position)
@@ -82,7 +86,8 @@ def follow_log(store: RunStore, text: str, *, follow: bool, write: Callable[[str
 def _mapping(run: Run) -> dict[str, object]:
     known = plain(run.facts) if run.facts else {"engine": None}
     content = known if isinstance(run.facts, Record) else _OPEN | known
-    return content | {"id": run.folder.id, "status": run.status} | ({"message": run.problem} if run.problem else {})
+    said = run.problem or run.note
+    return content | {"id": run.folder.id, "status": run.status} | ({"message": said} if said else {})
 
 
 def _row(run: Run) -> tuple[str, ...]:
@@ -90,7 +95,7 @@ def _row(run: Run) -> tuple[str, ...]:
     started = facts.started_at[:16].replace("T", " ") if facts else ""
     engine = printable(facts.engine) if facts else ""
     if not isinstance(facts, Record):
-        return (run.folder.id, run.status, started, "", engine, "", printable(run.problem))
+        return (run.folder.id, run.status, started, "", engine, "", clipped(printable(run.problem or run.note), 80))
     metrics = [f"{name} {_shown(value)}" for name, value in sorted(facts.metrics.items())[:_METRICS_SHOWN]]
     fingerprint = (facts.fingerprint or "").removeprefix("sha256:")[:12]
     said = ", ".join(metrics) if facts.status == "done" else facts.message

@@ -58,8 +58,9 @@ class Planner:
         selections = [word for word in overrides if word.partition("=")[0].partition(".")[0] in _SELECTIONS]
         base = self.composer.compose(selections)
         lock = self._lock(base, config)
-        path = self._project.lockfile(lock.experiment, lock.hardware_name)
-        machine.require(lock.hardware, self.here, str(path))
+        if config.scheduler.kind == "local":  # a cluster's nodes are asked there
+            path = self._project.lockfile(lock.experiment, lock.hardware_name)
+            machine.require(lock.hardware, self.here, str(path))
         return Plan(
             config=config,
             lock=lock,
@@ -98,6 +99,7 @@ def launch_of(plan: Plan, argv: tuple[str, ...]) -> Launch:
         tracking=config.tracking,
         scheduler=config.scheduler,
         data_recipe=config.image.data_recipe,
+        nodes=config.hardware.nodes,
     )
     return Launch(
         spec=plan.spec,

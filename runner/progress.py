@@ -33,6 +33,9 @@ class Progress:
         match event["kind"]:
             case "self-test-run" | "self-test":
                 self._print(_self_test(event))
+            case "self-test-left-out":
+                needed, here = shown(event.get("ranks")), shown(event.get("gpus"))
+                self._print(f"self-test left out: its {needed} ranks need as many GPUs on one node, here are {here}")
             case "start":
                 self._print(_start(event))
             case "resume":

@@ -48,6 +48,20 @@ class Conducted:
     scheduler: Scheduler
     data_recipe: str | None
     """Recipe whose data sets were mounted; None where the image holds its own."""
+    nodes: int = 1
+    """Machines that shared the ranks, each within these limits. Where a backend adds up, it may do so otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Where a cluster ran a run."""
+
+    job: str
+    """Id of its SLURM job."""
+    attempts: int
+    """How often it was started; only the last one's time is the record's duration."""
+    nodes: str = ""
+    """Of the last attempt, as SLURM writes them: node[1-2]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +131,8 @@ class Record(Started):
     wandb: Tracked | None = None
     verdict: Verdict | None = None
     """Of a replay that found out."""
+    placed: Placed | None = None
+    """None for a run on this machine."""
     files: dict[str, FileFact] = field(default_factory=dict)
     """Path relative to the run's folder -> what was there at the end."""
 

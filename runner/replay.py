@@ -10,12 +10,12 @@ from runner.checkpoints import below, state_after
 from runner.container import Stretch
 from runner.errors import HardwareError, StoreError
 from runner.inside.trace import TraceError
-from runner.levels import SEEDED, is_elastic, is_portable, is_resumable
+from runner.levels import REPEAT, SEEDED, is_elastic, is_portable, is_resumable
 from runner.machine import Machine, recorded, require
 from runner.outputs import fact_of, operators_used
 from runner.record import Record, Started, Verdict
+from runner.run_folder import RunFolder
 from runner.spec import RunSpec
-from runner.store import RunFolder
 from runner.stretches import named
 from runner.traces import moved_operators, opened_traces, tell_numerics
 
@@ -40,7 +40,7 @@ def not_comparable(past: Record, spec: RunSpec, ranks: int | None, *, in_stretch
 def identity_reasons(
     past: Started, spec: RunSpec, here: Machine, ranks: int | None = None, *, knows_numerics: bool = False
 ) -> list[str]:
-    """Return what of this machine is other than a run's bits need; empty where nothing is.
+    """Return what of this machine is other than a run's bits need, alone as it is; empty where nothing is.
 
     A level that pins no instructions needs the same GPU, and the same CPU unless it is known what the run's operators
     computed: then that is compared (Comparison), and the CPU's name says nothing more.
@@ -58,6 +58,9 @@ def identity_reasons(
             for name in (("gpu",) if knows_numerics else ("cpu", "gpu"))
             if name in past.host and past.host[name] != now.get(name)
         ]
+    # The one level that leaves sums to the backend, which may add up along the ways between machines.
+    if past.level == REPEAT and past.conducted is not None and past.conducted.nodes > 1:
+        reasons.append(f"nodes: the run had {past.conducted.nodes}, here is 1; level {past.level} needs as many")
     return reasons
 
 

@@ -27,7 +27,10 @@ from runner.replay import (
     on_this_machine,
     require_whole,
 )
-from runner.store import RunFolder, RunStore
+from runner.run_folder import RunFolder
+from runner.slurm.client import Slurm
+from runner.slurm.placement import settled
+from runner.store import RunStore
 from runner.stretches import at_random, in_segments, named, together
 
 _STOPPED = "stopped by a signal"
@@ -51,7 +54,7 @@ class _Plan:
 def replay_run(workshop: Workshop, words: ReplayArguments, argv: tuple[str, ...]) -> int:
     """Run a run again and print the verdict. Returns xrun's exit code; raises XrunError."""
     store = RunStore(workshop.project.runs)
-    run = store.look(store.find(words.run))
+    run = settled(store.look(store.find(words.run)), store, Slurm())
     if run.problem:
         raise StoreError(run.problem)
     spec, here, record = store.load_spec(run.folder), machine.probe(), run.facts

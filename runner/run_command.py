@@ -7,11 +7,13 @@ from runner.arguments import RunArguments
 from runner.conf.words import show_config, show_info
 from runner.container import DATA, OUT, SOURCE, SPEC
 from runner.engines.select import pick
+from runner.errors import ConfigError
 from runner.execute import execute
 from runner.launch import job, report, watcher
 from runner.levels import PRICES
 from runner.plan import Plan, Planner, launch_of, use_of
 from runner.prepare import Workshop, make_ready
+from runner.slurm_command import described, node_engine, place, placement_of
 from runner.source import snapshot
 from runner.store import RunStore
 
@@ -29,6 +31,10 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
     project = workshop.project
     take = partial(snapshot, project.experiments, project.runs)
     plan = Planner(workshop, project, use_of(words), take).plan(words.overrides)
+    if plan.config.scheduler.kind == "slurm":
+        return _on_slurm(plan, workshop, words, argv)
+    if words.detach:
+        raise ConfigError("--detach: a run on this machine ends with its xrun", hint="scheduler=slurm")
     if words.dry_run:
         sys.stdout.write(_described(plan))
         return 0
@@ -44,6 +50,16 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
     store = RunStore(workshop.project.runs)
     record = execute(run, engine=engine, store=store, watcher=watcher(launch, run.started))
     return report(record, workshop.say)
+
+
+def _on_slurm(plan: Plan, workshop: Workshop, words: RunArguments, argv: tuple[str, ...]) -> int:
+    """Submit the run, or print the script that would be submitted."""
+    engine = node_engine(plan.config.scheduler, plan.config.engine, plan.config.hardware.device)
+    placement = placement_of(launch_of(plan, argv), engine, workshop)
+    if words.dry_run:
+        sys.stdout.write(described(placement, workshop))
+        return 0
+    return place(placement, workshop, detach=words.detach, offline=words.offline, hint=plan.relock)
 
 
 def _described(plan: Plan) -> str:

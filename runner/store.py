@@ -1,4 +1,4 @@
-"""The folder of runs: the only module that spells a path below `runs/`.
+"""The store: the folder of runs.
 
 No file says that a run is running. A record means that it has ended; without one, the kernel's lock on `owner` tells
 a run whose xrun lives from one whose xrun died.
@@ -17,78 +17,17 @@ from typing import Literal
 
 from runner import durable, spec
 from runner.errors import StoreError
-from runner.held import hold, is_held
+from runner.held import hold, is_held, take
 from runner.parse import ParseError
 from runner.record import Record, Started, Status, T, from_bytes, to_bytes
+from runner.run_folder import RunFolder
 from runner.spec import RunSpec
 
-RunStatus = Status | Literal["running", "damaged"]
+RunStatus = Status | Literal["running", "damaged", "submitted", "queued", "requeued", "cancelled", "unknown"]
+"""`submitted`: a cluster has the run; what becomes of it there the store cannot say."""
 _RUN_ID = re.compile(r"[^.].*-[0-9a-f]{8}-[1-9][0-9]*")
 _STARTED_AT = re.compile(rb'"started_at":"([^"]*)"')
 _NAMED_AT_MOST = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunFolder:
-    """One run's folder, and where each thing of it lies."""
-
-    path: Path
-    owner: int | None = None
-    """Descriptor that holds the run, in the process that started it."""
-
-    @property
-    def id(self) -> str:
-        """The run id: `<experiment>-<8 hex of the spec's digest>-<n>`."""
-        return self.path.name
-
-    @property
-    def spec(self) -> Path:
-        """The RunSpec as canonical JSON; its digest is in the id."""
-        return self.path / "spec.json"
-
-    @property
-    def started(self) -> Path:
-        """What was known before the container existed."""
-        return self.path / "started.json"
-
-    @property
-    def record(self) -> Path:
-        """Written once, last: a run with a record has ended."""
-        return self.path / "record.json"
-
-    @property
-    def log(self) -> Path:
-        """What the container printed."""
-        return self.path / "log.txt"
-
-    @property
-    def out(self) -> Path:
-        """The one folder that the container writes. Its content is hostile."""
-        return self.path / "out"
-
-    @property
-    def control(self) -> Path:
-        """What xrun asks of the container while it runs."""
-        return self.path / "control"
-
-    @property
-    def is_asked_to_stop(self) -> bool:
-        """Whether the run was asked to end after its step, by whomever."""
-        return (self.control / "stop").exists()
-
-    def ask_to_stop(self) -> None:
-        """Ask the run to end after its step, with a checkpoint. Raises OSError."""
-        (self.control / "stop").touch()
-
-    @property
-    def wandb(self) -> Path:
-        """W&B's files of the run."""
-        return self.path / "wandb"
-
-    @property
-    def lock(self) -> Path:
-        """The file whose kernel lock says that the run's xrun lives."""
-        return self.path / "owner"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +40,8 @@ class Run:
     """The record of a run that has ended, else what it started with; None where it is damaged."""
     problem: str = ""
     """What is damaged; empty where nothing is."""
+    note: str = ""
+    """What else is known of a run that has no record."""
 
 
 class RunStore:
@@ -109,14 +50,19 @@ class RunStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def start(self, run: RunSpec, started: Started) -> RunFolder:
-        """Make the folder of a new run and hold it until `finish` or until this process ends. Raises StoreError."""
+    def start(self, run: RunSpec, started: Started, *, elsewhere: bool = False) -> RunFolder:
+        """Make the folder of a new run and hold it until `finish` or until this process ends. Raises StoreError.
+
+        With `elsewhere`, it is a cluster's to run.
+        """
         staging = RunFolder(path=self.root / f".new-{os.urandom(4).hex()}")
         with contextlib.ExitStack() as undo:
             undo.callback(shutil.rmtree, staging.path, ignore_errors=True)
             try:
                 staging.out.mkdir(parents=True)
                 staging.control.mkdir()
+                if elsewhere:
+                    staging.slurm.mkdir()
                 owner = hold(staging.lock)
             except OSError as error:
                 raise StoreError(f"cannot make a run's folder below {self.root}: {error.strerror}") from error
@@ -129,8 +75,7 @@ class RunStore:
 
     def _claim(self, staging: Path, stem: str) -> Path:
         """Give a whole folder the next free id. A rename onto a folder that is not empty fails: one process wins."""
-        taken = [int(number) for begin, _, number in (name.rpartition("-") for name in self.ids()) if begin == stem]
-        for number in itertools.count(max(taken, default=0) + 1):
+        for number in itertools.count(self._next_number(stem)):
             path = self.root / f"{stem}-{number}"
             try:
                 staging.rename(path)
@@ -141,6 +86,33 @@ class RunStore:
             else:
                 return path
         raise AssertionError("numbers do not end")
+
+    def take(self, folder: RunFolder) -> RunFolder:
+        """Hold a run that another process has made and let go of. Raises StoreError if it is held or has a record."""
+        try:
+            owner = take(folder.lock)
+        except OSError as error:
+            raise StoreError(f"{folder.id} cannot be taken: {error.strerror}") from error
+        if owner is None:
+            raise StoreError(f"{folder.id} cannot be taken: another process holds it")
+        if folder.record.exists():
+            os.close(owner)
+            raise StoreError(f"{folder.id} has a record already; a run ends once")
+        return RunFolder(path=folder.path, owner=owner)
+
+    def let_go(self, folder: RunFolder) -> RunFolder:
+        """Hold a run no more: another process is to go on with it."""
+        assert folder.owner is not None, "only the process that holds a run lets go of it"
+        os.close(folder.owner)
+        return RunFolder(path=folder.path)
+
+    def next_id(self, stem: str) -> str:
+        """Return the id that the next run of a spec will have, if nobody is faster."""
+        return f"{stem}-{self._next_number(stem)}"
+
+    def _next_number(self, stem: str) -> int:
+        numbers = [int(number) for begin, _, number in (name.rpartition("-") for name in self.ids()) if begin == stem]
+        return max(numbers, default=0) + 1
 
     def finish(self, folder: RunFolder, record: Record) -> None:
         """Commit a run: its record appears, whole and last; then its files become read-only. Raises StoreError."""
@@ -174,6 +146,10 @@ class RunStore:
             raise StoreError(f"{folder.id} has no record: it {why}", hint="xrun ls")
         return record
 
+    def started(self, folder: RunFolder) -> Started:
+        """Return what was known of a run when it started. Raises StoreError where a byte of it changed."""
+        return _load_started(folder)
+
     def load_spec(self, folder: RunFolder) -> RunSpec:
         """Return the spec that a run was started with. Raises StoreError where a byte of it changed."""
         try:
@@ -195,6 +171,8 @@ class RunStore:
                 record = _load_record(folder)
             if record is None:
                 status: RunStatus = "running" if is_running else "interrupted"
+                if folder.slurm.is_dir():
+                    status = "submitted"
                 return Run(folder=folder, status=status, facts=_load_started(folder))
         except StoreError as error:
             return Run(folder=folder, status="damaged", facts=None, problem=error.message)

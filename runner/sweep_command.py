@@ -19,10 +19,11 @@ from runner.plan import Plan, Planner, use_of
 from runner.prepare import Workshop
 from runner.project import Project
 from runner.record import timestamp
+from runner.run_folder import RunFolder
 from runner.search import Study
 from runner.source import snapshot, stored
 from runner.space import SearchSettings
-from runner.store import Run, RunFolder, RunStore
+from runner.store import Run, RunStore
 from runner.sweep_table import SweepTable
 from runner.sweep_trials import Stage, run_trials
 from runner.sweeps import Planned, SweepFacts, SweepFolder, SweepStore, sweep_id

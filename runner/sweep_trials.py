@@ -21,7 +21,8 @@ from runner.pickers import Grid, Search, Trial
 from runner.plan import Plan, launch_of
 from runner.prepare import Workshop, make_ready
 from runner.record import Record, Started
-from runner.store import RunFolder, RunStore
+from runner.run_folder import RunFolder
+from runner.store import RunStore
 from runner.sweep import Loop
 from runner.sweep_table import SweepTable
 from runner.sweeps import SweepFolder
@@ -97,10 +98,10 @@ def _launch(stage: Stage, trial: Trial) -> Launch:
     past = trial.past
     if past is None or past.facts is None or not is_resumable(trial.plan.spec.determinism.level):
         return launch
-    folder = newest_with_checkpoint(stage.store, past.folder, past.facts)
-    if not has_checkpoint(folder.out):
+    out = newest_with_checkpoint(stage.store, past.folder, past.facts)
+    if not has_checkpoint(out):
         return launch
-    return replace(launch, continues=past.folder.id, stretch=Stretch(past=folder.out))
+    return replace(launch, continues=past.folder.id, stretch=Stretch(past=out))
 
 
 def _watcher(stage: Stage, trial: Trial, launch: Launch, started: Started, room: Lease) -> Watcher:

@@ -16,7 +16,7 @@ from runner.canonical import canonical_bytes
 from runner.config import Tracking
 from runner.parse import parse, plain
 from runner.record import Record, Tracked
-from runner.store import RunFolder
+from runner.run_folder import RunFolder
 from runner.terminal import clipped, printable
 from runner.tracked import Assignment, Ending, Report, Subject
 from runner.wandb_environment import child_environment, key_of

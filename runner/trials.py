@@ -12,7 +12,8 @@ from typing import Literal
 
 from runner.parse import plain
 from runner.record import Record
-from runner.store import Run, RunFolder, RunStatus, RunStore
+from runner.run_folder import RunFolder
+from runner.store import Run, RunStatus, RunStore
 from runner.sweeps import SweepFacts, SweepFolder, SweepStore
 from runner.terminal import clipped, printable
 

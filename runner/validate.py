@@ -22,6 +22,7 @@ _AT_LEAST: Mapping[str, int] = {
     "schedule.warmup_steps": 0,
     "hardware.threads": 1,
     "hardware.ranks": 1,
+    "hardware.nodes": 1,
     "hardware.gpu_count": 0,
     "hardware.pids": 16,
     "tracking.log_every_steps": 1,
@@ -30,6 +31,8 @@ _AT_LEAST: Mapping[str, int] = {
     "scheduler.grace_s": 0,
     "sweep.retries": 0,
     "sweep.seed": 0,
+    "scheduler.array_parallelism": 0,
+    "scheduler.max_requeues": 0,
 }
 
 _MATCH: Mapping[str, tuple[re.Pattern[str], str]] = {
@@ -39,6 +42,10 @@ _MATCH: Mapping[str, tuple[re.Pattern[str], str]] = {
     "experiment.module": (re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII), "a module of experiments/"),
     "hardware.arch_level": (re.compile(r"x86-64-v[234]"), "one of x86-64-v2, x86-64-v3, x86-64-v4"),
     "hardware.driver_min": (_VERSION, "a version such as 580 or 580.65"),
+    "scheduler.time": (
+        re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}|UNLIMITED", re.ASCII),
+        "a time such as 4:00:00",
+    ),
     "image.platform": (re.compile(r"linux/[a-z0-9]+(/[a-z0-9]+)?"), "a platform such as linux/amd64"),
 }
 
@@ -52,8 +59,10 @@ def mistakes_in(config: Config) -> list[Mistake]:
         _experiment,
         _training,
         _hardware,
+        _nodes,
         _determinism,
         _sweep,
+        _scheduler,
     )
     return [mistake for check in checks for mistake in check(config)]
 
@@ -135,6 +144,21 @@ def _hardware(config: Config) -> Iterator[Mistake]:
         yield Mistake(place="precision.name", what="tf32 is a GPU's arithmetic; hardware.device is cpu")
 
 
+def _nodes(config: Config) -> Iterator[Mistake]:
+    hardware, place = config.hardware, "hardware.nodes"
+    nodes = hardware.nodes
+    if nodes <= 1:
+        return
+    if hardware.ranks % nodes:
+        yield Mistake(place=place, what=f"{hardware.ranks} ranks do not split evenly over {nodes} nodes")
+    if hardware.gpu_count % nodes:
+        yield Mistake(place=place, what=f"{hardware.gpu_count} GPUs do not split evenly over {nodes} nodes")
+    if config.scheduler.kind == "local":
+        yield Mistake(place=place, what=f"{nodes} nodes need scheduler=slurm; scheduler=local has this machine alone")
+    if config.experiment.command:
+        yield Mistake(place=place, what=f"a command runs on 1 node, found {nodes}")
+
+
 def _determinism(config: Config) -> Iterator[Mistake]:
     asked, ranks = config.determinism.virtual_ranks, config.hardware.ranks
     if asked is not None and asked < max(ranks, 1):
@@ -153,3 +177,14 @@ def _sweep(config: Config) -> Iterator[Mistake]:
         yield Mistake(place="sweep.jobs", what=f"expected at least 1, or null for all slots, found {sweep.jobs}")
     if sweep.kind == "optuna" and sweep.trials < 1:
         yield Mistake(place="sweep.trials", what=f"expected at least 1, found {sweep.trials}")
+
+
+def _scheduler(config: Config) -> Iterator[Mistake]:
+    """Say what must not get into a batch script, of which each value is one line."""
+    for key, value in plain(config.scheduler).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and (not text.strip() or not text.isprintable()):
+                yield Mistake(place=f"scheduler.{key}", what=f"expected one line of printable text, found {text!r}")
+    for option in config.scheduler.extra:
+        if re.match(r"--?[a-zA-Z]", option) is None:
+            yield Mistake(place="scheduler.extra", what=f"expected an option of sbatch, found {option!r}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from runner.canonical import canonical_bytes
 from runner.outputs import Event, EventReader
 from runner.parse import parse, plain
-from runner.store import RunFolder
+from runner.run_folder import RunFolder
 from runner.terminal import printable
 from runner.tracked import Assignment, Ending, Report
 

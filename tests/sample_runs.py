@@ -3,8 +3,9 @@
 from runner import record
 from runner.lock import DeterminismPin, HardwarePin, ImagePin
 from runner.record import FileFact, Record, Started
+from runner.run_folder import RunFolder
 from runner.spec import RunSpec
-from runner.store import RunFolder, RunStore
+from runner.store import RunStore
 
 DIGEST = "sha256:" + "0" * 64
 

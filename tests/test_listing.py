@@ -9,7 +9,8 @@ from sample_runs import DIGEST, finished, make_record, make_spec, make_started
 
 from runner.errors import StoreError
 from runner.listing import follow_log, list_runs, show_run
-from runner.store import RunFolder, RunStore
+from runner.run_folder import RunFolder
+from runner.store import RunStore
 
 
 def failed(runs: RunStore, message: str) -> RunFolder:

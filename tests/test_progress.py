@@ -36,6 +36,12 @@ def plain(events: list[Event]) -> list[str]:
     return stream.getvalue().splitlines()
 
 
+def test_a_self_test_that_was_left_out_is_told() -> None:
+    assert plain([{"kind": "self-test-left-out", "ranks": 16, "gpus": 8}]) == [
+        "self-test left out: its 16 ranks need as many GPUs on one node, here are 8"
+    ]
+
+
 def test_a_pipe_gets_plain_lines_at_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
     lines = plain(
         [{"kind": "start", "device": "cpu", "threads": 2, "parameters": 23_520_842}, *map(step, range(1, 101))]

@@ -3,8 +3,8 @@ from sample_runs import make_record, make_started
 
 from runner import record
 from runner.canonical import digest_of
-from runner.parse import ParseError
-from runner.record import Record, Started
+from runner.parse import ParseError, parse
+from runner.record import Conducted, Record, Started
 
 EMPTY = digest_of(b"{}")
 
@@ -80,3 +80,18 @@ def test_a_record_of_unknown_keys_is_refused() -> None:
 def test_times_sort_as_texts() -> None:
     assert record.timestamp(0.0) == "1970-01-01T00:00:00.000Z"
     assert record.timestamp(1.9996) < record.timestamp(2.0) < record.timestamp(10.0)
+
+
+def test_a_run_recorded_before_there_were_nodes_had_one() -> None:
+    limits = {"memory_bytes": 1, "pids": 1, "shm_bytes": 1, "tmp_bytes": 1}
+    tracking: dict[str, object] = {
+        "wandb": "off",
+        "project": "p",
+        "entity": None,
+        "tags": [],
+        "group": None,
+        "log_every_steps": 1,
+    }
+    scheduler = {"kind": "local", "timeout_s": 0, "hang_timeout_s": 60}
+    old = {"limits": limits, "tracking": tracking, "scheduler": scheduler, "data_recipe": None}
+    assert parse(Conducted, old).nodes == 1

@@ -11,6 +11,7 @@ import pytest
 from bare_machine import BareMachine, fingerprint_of
 from host_project import Bench, make_bench
 
+from runner.launch import again
 from runner.machine import probe
 from runner.record import Record
 from runner.replay import identity_reasons, knows_numerics
@@ -126,6 +127,29 @@ def test_the_name_of_the_cpu_counts_only_where_its_operators_are_not_known(bench
     cpu = probe().cpu
     said = f"hardware: cpu was {cpu}, here is Another CPU; level resume needs the same"
     assert reasons == {resumable: [], command: [said]}
+
+
+@pytest.mark.parametrize(
+    ("level", "reasons"),
+    [
+        ("repeat", ["nodes: the run had 2, here is 1; level repeat needs as many"]),
+        ("resume", []),
+    ],
+)
+def test_how_many_nodes_there_were_counts_only_where_the_backend_adds_up(
+    bench: Bench, level: str, reasons: list[str]
+) -> None:
+    store = RunStore(bench.folder / "runs")
+    run = store.look(store.find(bench.run("experiment=tiny", f"determinism={level}", "training.steps=2")))
+    assert isinstance(run.facts, Record)
+    assert run.facts.conducted is not None
+    past = replace(run.facts, conducted=replace(run.facts.conducted, nodes=2))
+    spec = store.load_spec(run.folder)
+    assert identity_reasons(past, spec, probe(), knows_numerics=True) == reasons
+    assert identity_reasons(run.facts, spec, probe(), knows_numerics=True) == []
+    # One node takes what two were allowed to.
+    conducted, before = again(past, spec, store, probe(), ()).conducted, run.facts.conducted.limits
+    assert (conducted.nodes, conducted.limits.memory_bytes) == (1, 2 * before.memory_bytes)
 
 
 def test_a_command_is_compared_by_its_declared_outputs(bench: Bench) -> None:

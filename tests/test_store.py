@@ -12,7 +12,8 @@ from sample_runs import finished, make_record, make_spec, make_started
 
 from runner.canonical import canonical_bytes
 from runner.errors import StoreError
-from runner.store import RunFolder, RunStore
+from runner.run_folder import RunFolder
+from runner.store import RunStore
 
 
 def leave(folder: RunFolder) -> None:

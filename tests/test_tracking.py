@@ -16,7 +16,8 @@ from sample_runs import make_record, make_spec, make_started
 
 from runner.config import Tracking
 from runner.record import Record, Tracked
-from runner.store import RunFolder, RunStore
+from runner.run_folder import RunFolder
+from runner.store import RunStore
 from runner.tracked import subject_of
 from runner.tracking import Tracker
 

@@ -66,6 +66,19 @@ def test_a_sound_config_has_no_mistakes() -> None:
             ],
         ),
         (
+            {"hardware.nodes": 2},
+            ["hardware.nodes: 2 nodes need scheduler=slurm; scheduler=local has this machine alone"],
+        ),
+        (
+            CUDA | {"hardware.nodes": 3, "hardware.gpu_count": 2},
+            [
+                "hardware.nodes: 2 ranks do not split evenly over 3 nodes",
+                "hardware.nodes: 2 GPUs do not split evenly over 3 nodes",
+                "hardware.nodes: 3 nodes need scheduler=slurm; scheduler=local has this machine alone",
+            ],
+        ),
+        ({"hardware.nodes": 0}, ["hardware.nodes: expected at least 1, found 0"]),
+        (
             {"training.batch_size": 6},
             ["training.batch_size: 6 samples do not split evenly over 2 ranks x 2 micro-batches"],
         ),

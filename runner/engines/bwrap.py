@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from runner.engines.request import ContainerRequest, Limits
 from runner.errors import EngineError, ImageError
@@ -43,7 +44,7 @@ def _knows_options(program: Path) -> bool:
 
 def probe_argv(program: Path) -> list[str]:
     """Return a command that does nothing, in a sandbox that takes every permission the real one takes."""
-    fixed = [word for option in _isolation() for word in option]
+    fixed = [word for option in _isolation("none") for word in option]
     return [str(program), *fixed, "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", str(program), "--version"]
 
 
@@ -53,7 +54,7 @@ def sandbox_arguments(
     """Return the arguments for a request, before the program's own. `root` is root_arguments() of its image."""
     mounts = sorted(request.mounts, key=lambda mount: mount.target)
     options = [
-        *_isolation(),
+        *_isolation(request.network),
         ("--clearenv",),
         *(("--setenv", name, value) for name, value in request.environment),
         *root,
@@ -74,9 +75,10 @@ def sandbox_arguments(
     return [word for option in options for word in option]
 
 
-def _isolation() -> tuple[tuple[str, ...], ...]:
+def _isolation(network: Literal["none", "host"]) -> tuple[tuple[str, ...], ...]:
+    net = ("--unshare-net",) if network == "none" else ()
     return (
-        ("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
+        ("--unshare-user", "--unshare-ipc", "--unshare-pid", *net, "--unshare-uts", "--unshare-cgroup-try"),
         # Whoever calls: one uid in every sandbox, and on the host the caller's own.
         ("--uid", _UID, "--gid", _UID),
         ("--disable-userns",),

@@ -68,6 +68,11 @@ class DockerEngine:
                 give(writable, 0, 0)
             raise
 
+    def end_leftover(self, name: str) -> None:
+        """End and remove a container that an earlier xrun left, if there is one. Raises EngineError."""
+        with daemon_words(f"the Docker daemon does not remove container {name}"), suppress(docker.errors.NotFound):
+            self._client.remove_container(name, v=True, force=True)
+
 
 def _user(security_options: Iterable[str]) -> tuple[int, int]:
     """Return the uid and gid to run as: the caller's own, but never root's on this host."""

@@ -71,7 +71,7 @@ def _host_config(
             *map(_bind, request.mounts),
             *map(_cover, sorted(set(volumes) - targets - {_OWN_TMPFS})),
         ],
-        "NetworkMode": "none",
+        "NetworkMode": request.network,
         "PidsLimit": limits.pids,
         "Privileged": False,
         "ReadonlyRootfs": True,

@@ -33,7 +33,7 @@ class ContainerRequest:
     """Everything an engine needs to know. What is not here, no container gets.
 
     Always, so not a field: a user without privileges, no capabilities, no new privileges, a read-only root,
-    no network but loopback, a private /tmp and /dev/shm, host name `localhost`, an init process, no core files.
+    a private /tmp and /dev/shm, host name `localhost`, an init process, no core files.
     """
 
     name: str
@@ -47,6 +47,8 @@ class ContainerRequest:
     gpus: tuple[str, ...] = ()
     """UUIDs of the GPUs the container sees."""
     workdir: str = "/"
+    network: Literal["none", "host"] = "none"
+    """none: loopback alone, a private one. host: the host's own interfaces, for the ranks of several nodes."""
 
 
 OutcomeKind = Literal["exited", "killed", "out-of-memory", "lost"]

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 import warnings
+from typing import TYPE_CHECKING
 
 # Threads that spin while they wait take the cores from other work and from other ranks: measured, a tenth of the
 # speed on a busy machine. OpenMP reads this when torch loads it. It changes no bits.
@@ -16,18 +17,45 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
 from runner.inside import command, job, loop, ranks, self_test  # noqa: E402, they import torch
-from runner.inside.refusal import EXIT_REFUSED, EXIT_STOPPED, Ended, Refused, Stopped  # noqa: E402
+from runner.inside.causes import fail  # noqa: E402, as above
+from runner.inside.refusal import EXIT_REFUSED, EXIT_STOPPED, Called, Ended, Refused, Stopped  # noqa: E402
 from runner.inside.session import Session  # noqa: E402
 from runner.inside.watch import Watch  # noqa: E402
 
+if TYPE_CHECKING:
+    from runner.inside.nodes import Line
+
 
 def main() -> int:
-    """Be one rank of several, or all of the run. Returns the exit code."""
+    """Be one rank of several, all of the run, or one node's part of it. Returns the exit code."""
     run = job.from_environment()
+    return attempt(run) if run.node is None or ranks.is_rank() else be_node(run, run.node)
+
+
+def be_node(run: job.Job, node: job.Node) -> int:
+    """Do a node's part, and hear of the others meanwhile. Returns the exit code of all nodes."""
+    from runner.inside.nodes import EXIT_CALLED, Line  # noqa: PLC0415, one node needs no line
+
     try:
-        return train(run) if ranks.is_rank() else begin(run)
+        with Line(run, node) as line:
+            try:
+                exit_code = attempt(run, line)
+                line.seal()
+            except Called:
+                exit_code = EXIT_CALLED
+            return line.end(exit_code)
+    except Refused as refused:
+        return fail(run, str(refused), EXIT_REFUSED)
+
+
+def attempt(run: job.Job, line: Line | None = None) -> int:
+    """Do this process's part. Returns its exit code, and leaves the cause of a failure; raises Called."""
+    try:
+        return train(run) if ranks.is_rank() else begin(run, line)
     except Stopped:
         return EXIT_STOPPED
+    except Called:
+        raise
     except self_test.Failed as failed:
         has_said = any((run.out / "errors").glob("rank*.txt"))
         return failed.exit_code if has_said else fail(run, str(failed), failed.exit_code)
@@ -37,7 +65,7 @@ def main() -> int:
         return fail(run, traceback.format_exc(), 1)
 
 
-def begin(run: job.Job) -> int:
+def begin(run: job.Job, line: Line | None) -> int:
     """Check the data and the level, then run the command, the one rank, or the launcher of several."""
     # A process of the self-test reads what the run has verified.
     if not run.traces_only:
@@ -45,8 +73,10 @@ def begin(run: job.Job) -> int:
     if run.config["experiment"]["command"]:
         return command.run(run)
     ranks.require_possible(run)
-    if self_test.is_due(run):
+    if run.is_first_node and self_test.is_due(run):
         self_test.require(run)
+    if line is not None:
+        line.meet()
     return train(run) if run.ranks == 1 else ranks.launch(run)
 
 
@@ -61,16 +91,6 @@ def train(run: job.Job) -> int:
             own_loop(session) if own_loop else loop.train(session, experiment)
     ranks.leave(place)
     return 0
-
-
-def fail(run: job.Job, message: str, exit_code: int) -> int:
-    """Leave the cause where the host looks for it."""
-    errors = run.out / "errors" / f"rank{os.environ.get('RANK', '0')}.txt"
-    errors.parent.mkdir(exist_ok=True)
-    with errors.open("a", encoding="utf-8") as file:
-        file.write(message.rstrip("\n") + "\n")
-    sys.stderr.write(message.rstrip("\n") + "\n")
-    return exit_code
 
 
 if __name__ == "__main__":

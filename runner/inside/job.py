@@ -14,6 +14,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+class Node(NamedTuple):
+    """One of several machines that compute a run, each with a container of its own."""
+
+    nodes: int
+    number: int
+    master_address: str
+    """Where node 0 is: numeric, or a name that can be looked up in here."""
+    master_port: int
+    """Where node 0 listens, for the launchers and the ranks of all nodes."""
+
+    @property
+    def is_first(self) -> bool:
+        """Node 0 does what is done once."""
+        return self.number == 0
+
+
 class Job(NamedTuple):
     """One run, as its process sees it."""
 
@@ -43,6 +59,8 @@ class Job(NamedTuple):
     """The step of which every operator is logged; None for none."""
     self_test_steps: int = 0
     """Steps that are computed twice before the run, to see whether it keeps its level; 0 for none."""
+    node: Node | None = None
+    """Which of several nodes this is; None where one node has all ranks."""
     traces_only: bool = False
     """Whether to end after the last step without evaluation, checkpoint and done.json, having looked at all tensors."""
 
@@ -50,6 +68,21 @@ class Job(NamedTuple):
     def ranks(self) -> int:
         """Processes of the run."""
         return int(self.other_ranks or self.spec["ranks"])
+
+    @property
+    def is_first_node(self) -> bool:
+        """Whether this node does what is done once."""
+        return self.node is None or self.node.is_first
+
+    @property
+    def first_rank(self) -> int:
+        """The first of this node's ranks."""
+        return 0 if self.node is None else self.ranks_of(self.node.number)[0]
+
+    def ranks_of(self, node: int) -> range:
+        """Return the ranks of a node: as many on each."""
+        here = self.ranks // (self.node.nodes if self.node else 1)
+        return range(node * here, (node + 1) * here)
 
     @property
     def is_asked_to_stop(self) -> bool:
@@ -80,8 +113,18 @@ def from_environment() -> Job:
         other_ranks=_number("XRUN_RANKS"),
         operators_step=_number("XRUN_OPERATORS_STEP"),
         self_test_steps=_number("XRUN_SELF_TEST_STEPS") or 0,
+        node=_node(),
         traces_only=bool(os.environ.get("XRUN_TRACES_ONLY")),
     )
+
+
+def _node() -> Node | None:
+    count, number, port = (_number(f"XRUN_{name}") for name in ("NODES", "NODE", "MASTER_PORT"))
+    if count is None or count == 1:
+        return None
+    assert number is not None
+    assert port is not None
+    return Node(count, number, os.environ["XRUN_MASTER_ADDRESS"], port)
 
 
 def _path(name: str) -> Path | None:

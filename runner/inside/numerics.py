@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from runner.inside.digests import raw_bytes
+from runner.inside.knobs import SEEDED
 from runner.inside.leaves import differing, listed
 from runner.inside.probed import Inputs, Operators, half_operators, operators
 from runner.inside.refusal import Refused
@@ -78,3 +79,18 @@ def require(spec: Mapping[str, Any], here: Mapping[str, str], used: Collection[s
     if level.startswith("portable"):
         raise Refused(f"{message}; level {level} promises the same on every CPU, so this is a bug: please report it")
     raise Refused(message, hint=f"xrun lock experiment={experiment} --upgrade")
+
+
+def require_alike(
+    spec: Mapping[str, Any], here: Mapping[str, str], first: Mapping[str, str], used: Collection[str]
+) -> None:
+    """Raise Refused, naming them, if operators that a run uses compute other bits on this node than on node 0.
+
+    Which ranks a node has is no part of the run, so it may decide nothing, even where no lock says what is right.
+    """
+    if spec["determinism"]["level"] != SEEDED and (others := differing(first, here, used)):
+        raise Refused(
+            f"this machine computes other bits than node 0: {len(others)} of the {len(used)} probed operators that "
+            f"the run calls: {listed(others)}",
+            hint="take nodes of one kind",
+        )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
-import socket
 import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,20 +12,19 @@ import torch
 from torch import distributed
 from torch.nn import functional
 
+from runner.inside.causes import DEADLY, speak_for
 from runner.inside.knobs import is_elastic
-from runner.inside.refusal import EXIT_STOPPED, Refused
+from runner.inside.network import LOOPBACK, free_port, interface_of, own_address
+from runner.inside.refusal import EXIT_STOPPED, Called, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from runner.inside.job import Job
 
-# The ranks of a container meet inside it; no name is looked up and no other machine is spoken to.
-_ADDRESS = "127.0.0.1"
 # Collectives give up after the watch has, so that the place of a hang is what is reported.
 _COLLECTIVE_GRACE_S = 60.0
-# Signals that no launcher sends: a rank that died of one is the cause.
-_DEADLY = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+_MEETING_TIMEOUT_S = 900
 
 
 class Ranks(NamedTuple):
@@ -36,6 +33,8 @@ class Ranks(NamedTuple):
     rank: int
     world_size: int
     device: torch.device
+    local_rank: int = 0
+    """Counted on this node alone."""
 
     @property
     def is_first(self) -> bool:
@@ -89,21 +88,23 @@ def require_possible(job: Job) -> None:
         raise Refused(f"level {level} promises nothing on {job.ranks} ranks: the run has {pinned}")
     if job.ranks > virtual_ranks:
         raise Refused(f"{job.ranks} ranks cannot share {virtual_ranks} virtual ranks")
+    if job.node is not None and job.ranks % job.node.nodes:
+        raise Refused(f"{job.ranks} ranks do not split evenly over {job.node.nodes} nodes")
 
 
 def join(job: Job) -> Ranks:
     """Return this process's place among the ranks; blocks until all are there."""
     world_size = job.ranks
-    rank = int(os.environ["RANK"]) if world_size > 1 else 0
+    rank, local_rank = (int(os.environ[name]) if world_size > 1 else 0 for name in ("RANK", "LOCAL_RANK"))
     device = torch.device("cpu")
     if job.spec["hardware"]["device"] == "cuda":
-        device = torch.device("cuda", rank)
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if world_size > 1:
         timeout = timedelta(seconds=job.hang_timeout_s + _COLLECTIVE_GRACE_S)
         backend = "gloo" if device.type == "cpu" else "nccl"
         distributed.init_process_group(backend, timeout=timeout)
-    return Ranks(rank, world_size, device)
+    return Ranks(rank, world_size, device, local_rank)
 
 
 def leave(ranks: Ranks) -> None:
@@ -113,51 +114,53 @@ def leave(ranks: Ranks) -> None:
 
 
 def launch(job: Job) -> int:
-    """Start every rank with this process's program and wait. Returns 0, or the first failed rank's exit code.
+    """Start this node's ranks with this process's program and wait. Returns 0, or the first failed rank's exit code.
 
     The first failure ends all ranks. One that died of a signal wrote nothing, so this process writes for it.
+    Raises Called where this process of a node is to end.
     """
     # torch.distributed's launcher is slow to import, and one rank does without it.
+    from torch.distributed.elastic.multiprocessing.api import SignalException  # noqa: PLC0415
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa: PLC0415
+    from torch.distributed.launcher.api import elastic_launch  # noqa: PLC0415
 
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=job.ranks,
-        run_id="xrun",
-        rdzv_backend="static",
-        rdzv_endpoint=f"{_ADDRESS}:{_free_port()}",
-        rdzv_configs={"rank": 0, "timeout": 900},
-        max_restarts=0,
-        local_addr=_ADDRESS,
-    )
     try:
-        elastic_launch(config, sys.executable)("-m", "runner.inside")
+        elastic_launch(_launch_config(job), sys.executable)("-m", "runner.inside")
     except ChildFailedError as failed:
         if any(failure.exitcode == EXIT_STOPPED for failure in failed.failures.values()):
             return EXIT_STOPPED
-        killed = [rank for rank, failure in failed.failures.items() if -failure.exitcode in _DEADLY]
+        killed = [rank for rank, failure in failed.failures.items() if -failure.exitcode in DEADLY]
         if killed:
-            return _speak_for(killed[0], -failed.failures[killed[0]].exitcode, job)
+            return speak_for(killed[0], -failed.failures[killed[0]].exitcode, job)
         _, failure = failed.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException:
+        if job.node is None:
+            raise
+        raise Called from None
     return 0
 
 
-def _speak_for(rank: int, signal_number: int, job: Job) -> int:
-    """Say of what a rank died that could not say it itself. Returns its exit code."""
-    errors = job.out / "errors" / f"rank{rank}.txt"
-    opened_at_ns = errors.stat().st_mtime_ns
-    if not errors.stat().st_size:
-        errors.write_text(f"error: rank {rank} was ended by {signal.Signals(signal_number).name}\n", encoding="utf-8")
-    # The earliest error is taken for the cause, and by now the others have failed of this one.
-    os.utime(errors, ns=(opened_at_ns, opened_at_ns))
-    return 128 + signal_number
+def _launch_config(job: Job) -> Any:
+    """Return how the launchers of all nodes meet. Every launcher knows its place, so nothing is negotiated."""
+    from torch.distributed.launcher.api import LaunchConfig  # noqa: PLC0415, as above
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_ADDRESS, 0))
-        return int(probe.getsockname()[1])
+    node = job.node
+    # The ranks of one node meet inside their container; no name is looked up and no other machine is spoken to.
+    address = LOOPBACK if node is None else own_address(node.master_address)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo" if node is None else interface_of(address)
+    if node is not None:
+        # NCCL takes a name for the beginning of one, unless it is told otherwise.
+        os.environ["NCCL_SOCKET_IFNAME"] = f"={os.environ['GLOO_SOCKET_IFNAME']}"
+    master, port = (LOOPBACK, free_port()) if node is None else (node.master_address, node.master_port)
+    return LaunchConfig(
+        min_nodes=node.nodes if node else 1,
+        max_nodes=node.nodes if node else 1,
+        nproc_per_node=len(job.ranks_of(0)),
+        run_id="xrun",
+        rdzv_backend="static",
+        rdzv_endpoint=f"{master}:{port}",
+        rdzv_configs={"rank": node.number if node else 0, "timeout": _MEETING_TIMEOUT_S},
+        max_restarts=0,
+        local_addr=address,
+    )

@@ -19,3 +19,7 @@ class Ended(Exception):
 
 class Stopped(Exception):
     """The run was asked to end, and its checkpoint is written."""
+
+
+class Called(Exception):
+    """The launcher of a node is to end: its host asked for it, or another node ended."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _OTHER_MEMORY = {"MALLOC_PERTURB_": "128"}
 # Bits that differ only now and then may not differ again at once.
 _ATTEMPTS = 3
-_NOT_INHERITED = ("XRUN_SELF_TEST_STEPS", "XRUN_CONTROL", "XRUN_OPERATORS_STEP")
+_NOT_INHERITED = ("XRUN_SELF_TEST_STEPS", "XRUN_CONTROL", "XRUN_OPERATORS_STEP", "XRUN_NODES")
 
 
 class Failed(Exception):
@@ -95,11 +95,15 @@ def is_due(job: Job) -> bool:
 def require(job: Job) -> None:
     """Compute a run's first steps twice, at elastic levels also on other ranks. Raises Refused where they differ.
 
+    All of it happens on this node. A level that needs as many ranks cannot be tested where it has too few GPUs.
     Raises Failed with a process's own error.
     """
     steps = min(job.self_test_steps, job.last_step or job.config["training"]["steps"])
     first, *others = _variants(job)
     with tempfile.TemporaryDirectory() as folder, Events(job.out / "events.jsonl") as events:
+        if first.ranks < job.ranks and not is_elastic(job.spec["determinism"]["level"]):
+            events.write("self-test-left-out", ranks=job.ranks, gpus=torch.cuda.device_count())
+            return
         bench = _Bench(job, Path(folder), events)
         past = bench.run(first, "first", steps)
         for number, other in enumerate(others, 2):
@@ -113,9 +117,11 @@ def require(job: Job) -> None:
 def _variants(job: Job) -> list[_Variant]:
     """Return the ways in which the steps are computed: twice as the run will be, then on other ranks."""
     pinned = job.spec["determinism"]["environment"]
-    variants = [_Variant(job.ranks, {}), _Variant(job.ranks, {} if _OTHER_MEMORY.keys() & pinned else _OTHER_MEMORY)]
-    ranks = 1 if job.ranks > 1 else 2
-    has_devices = job.spec["hardware"]["device"] == "cpu" or torch.cuda.device_count() >= ranks
+    is_cpu = job.spec["hardware"]["device"] == "cpu"
+    here = job.ranks if is_cpu else min(job.ranks, max(torch.cuda.device_count(), 1))
+    variants = [_Variant(here, {}), _Variant(here, {} if _OTHER_MEMORY.keys() & pinned else _OTHER_MEMORY)]
+    ranks = 1 if here > 1 else 2
+    has_devices = is_cpu or torch.cuda.device_count() >= ranks
     if is_elastic(job.spec["determinism"]["level"]) and ranks <= job.spec["virtual_ranks"] and has_devices:
         variants.append(_Variant(ranks, {}))
     return variants

@@ -92,6 +92,7 @@ class Session:
         self._losses = torch.zeros(len(self.shares.own), dtype=torch.float64, device=ranks.device)
         # What the trace says of the initial weights is said before others are loaded.
         self._numerics = numerics.probe(ranks.device, self.precision.name, portable=level.startswith(knobs.PORTABLE))
+        self._numerics_first = ranks.gather(self._numerics)[0] if job.node else self._numerics
         header = header_of(job, ranks, self.module, read_back, self._numerics)
         if ranks.world_size > 1:
             self.watch.wait()
@@ -124,7 +125,7 @@ class Session:
                 group["lr"] = lr * scale
             self._trace.begin(step)
             self.shares.begin_step()
-            if step == first and self.ranks.is_first:
+            if step == first and self.ranks.local_rank == 0:
                 self._first_step.callback(self._judge_operators)
                 self._first_step.enter_context(self._used)
             yield step
@@ -205,6 +206,7 @@ class Session:
             self._report.tell("operators", step=1, names=used)
         if not self.job.allow_numerics:
             numerics.require(self.job.spec, self._numerics, used)
+            numerics.require_alike(self.job.spec, self._numerics, self._numerics_first, used)
 
     def is_due(self, every_steps: int) -> bool:
         """Say whether something that happens every so many steps, and at the end, happens after this one."""

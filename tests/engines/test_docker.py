@@ -85,6 +85,17 @@ def test_a_payload_says_everything(image: TinyImage) -> None:
     }
 
 
+def test_a_payload_says_that_the_host_s_network_is_shared_and_is_read_back(image: TinyImage) -> None:
+    request = request_of(Trial(script="true", network="host"), image.pin, Path("/o"))
+    payload = container_payload(request, LIMITS, {"Id": SHA}, user=(1, 1))
+    config = {"Cmd": payload["Cmd"], "Entrypoint": None, "User": "1:1", "Env": payload["Env"]}
+    host = payload["HostConfig"]
+    assert (host["NetworkMode"], payload["Hostname"]) == ("host", "localhost")
+    assert differences(payload, {"HostConfig": host | {"NetworkMode": "bridge"}, "Config": config}) == [
+        "NetworkMode is 'bridge', not 'host'"
+    ]
+
+
 def test_a_container_that_the_daemon_made_otherwise_is_told_by_what_differs(image: TinyImage) -> None:
     request = request_of(Trial(script="true"), image.pin, Path("/o"))
     payload = container_payload(request, LIMITS, {"Id": SHA}, user=(1, 1))

@@ -48,6 +48,17 @@ def test_the_arguments_say_everything(image: TinyImage) -> None:
     )
 
 
+def test_only_the_network_is_shared_where_it_is_asked_for(image: TinyImage) -> None:
+    alone, sharing = (
+        sandbox_arguments(
+            request_of(Trial(script="true", network=network), image.pin, Path("/o")), LIMITS, (), hosts_fd=7
+        )
+        for network in ("none", "host")
+    )
+    assert [word for word in alone if word != "--unshare-net"] == sharing
+    assert alone != sharing
+
+
 def test_a_place_that_the_image_lacks_is_made_beside_what_the_image_has(tmp_path: Path) -> None:
     for folder in ("dev", "etc/deep", "opt", "usr/share"):
         (tmp_path / folder).mkdir(parents=True)

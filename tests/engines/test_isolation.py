@@ -44,6 +44,21 @@ def test_loopback_is_the_only_network(run: Perform) -> None:
     assert [device.split(":")[0].strip() for device in devices] == ["lo"]
 
 
+def test_the_host_s_network_is_shared_where_it_is_asked_for_and_nothing_else_is(run: Perform) -> None:
+    script = """
+    cat /proc/net/dev | tail -n +3 | cut -d: -f1 | tr -d ' ' | sort | tr '\\n' ' '; echo
+    hostname; id -u; grep CapEff /proc/self/status; ls /proc | grep -c '^[0-9]'
+    grep -w localhost /etc/hosts | head -n 1 | sed 's/[[:space:]].*//'
+    (echo x > /etc/probe) 2> /dev/null && echo written; true
+    """
+    report = run(Trial(script=script, network="host"))
+    devices, hostname, uid, capabilities, processes, address = report.log.splitlines()
+    assert devices.split() == sorted(path.name for path in Path("/sys/class/net").iterdir() if path.is_dir())
+    assert (hostname, capabilities, address) == ("localhost", f"CapEff:\t{'0' * 16}", "127.0.0.1")
+    assert int(uid) != 0
+    assert int(processes) <= 8
+
+
 def test_loopback_is_up_and_localhost_resolves(run: Perform) -> None:
     script = "(echo hello | nc -l -p 2000 -w 5) & sleep 0.5; nc -w 2 localhost 2000 < /dev/null; wait"
     assert lines(run, script) == ["hello"]

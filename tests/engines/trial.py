@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from engines.tiny_image import TinyImage, TinyImages
 from runner.engines.embedded import EmbeddedEngine
@@ -32,6 +32,7 @@ class Trial:
     stop_at: str | None = None
     """Word in the log at which the container is stopped."""
     grace_s: float = 5.0
+    network: Literal["none", "host"] = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ def request_of(trial: Trial, pin: ImagePin, out: Path, name: str = "trial") -> C
         environment=tuple(sorted(ENVIRONMENT.items())),
         mounts=(Mount(source=out, target="/out", read_only=False), *trial.mounts),
         limits=trial.limits,
+        network=trial.network,
     )
 
 

@@ -47,7 +47,7 @@ def optimizer(config, model):
 def batch(config, data, draws):
     inputs = data[0][draws.ids] + draws.integers("noise", 8)[:, None] / 64
     fault = config["data"].get("fault")
-    if os.environ.get("RANK") == "1" and int(draws.epochs[0]) == 1:
+    if os.environ.get("RANK") == config["data"].get("rank", "1") and int(draws.epochs[0]) == 1:
         if fault == "raise":
             raise ValueError("sample 41 cannot be read")
         if fault == "die":
@@ -168,7 +168,7 @@ def start(folder: Path, spec: Mapping[str, Any], **options: Any) -> "subprocess.
     Options: name, data, hang_timeout_s, environment (laid over), launcher (argv), program (what Python runs).
     """
     out = folder / options.get("name", "out")
-    out.mkdir()
+    out.mkdir(exist_ok="XRUN_NODE" in options.get("environment", {}))  # nodes share it
     spec_file = folder / f"{out.name}.json"
     spec_file.write_bytes(canonical_bytes(spec))
     variables = {

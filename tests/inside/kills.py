@@ -83,7 +83,7 @@ def _kill_at(process: "subprocess.Popen[str]", out: Path, moment: float, step_s:
     while process.poll() is None and _records(out, ranks) < int(moment):
         time.sleep(0.0005)
     time.sleep(step_s * (moment % 1))
-    pids = _below(process.pid)
+    pids = below(process.pid)
     draw.shuffle(pids)
     for pid in [*pids, process.pid]:
         with suppress(ProcessLookupError):
@@ -99,7 +99,7 @@ def _records(out: Path, ranks: int) -> int:
         return -1
 
 
-def _below(root: int) -> list[int]:
+def below(root: int) -> list[int]:
     """Return the processes that a process started, and those that they started."""
     parents = {}
     for folder in Path("/proc").glob("[0-9]*"):

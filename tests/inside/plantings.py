@@ -18,7 +18,7 @@ from runner.canonical import canonical_bytes
 from runner.container import WHOLE
 from runner.record import Verdict
 from runner.replay import Comparison, Past
-from runner.store import RunFolder
+from runner.run_folder import RunFolder
 
 TESTS = Path(__file__).parents[1]
 Found = tuple[int | None, tuple[int, ...], str | None, str | None]

@@ -1,0 +1,207 @@
+"""Runs on SLURM: prepared, submitted alone or as arrays, looked at, cancelled, and settled where no node could.
+
+All of it may be done again after a process that did it was killed: a run's claim is kept before its job exists, and
+the queue is asked for a claimed job before another is submitted.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from runner import durable
+from runner.canonical import canonical_bytes
+from runner.errors import SchedulerError
+from runner.outputs import fact_of
+from runner.parse import Scalar
+from runner.record import Conducted, Placed, Record, Started, Status, timestamp
+from runner.run_folder import RunFolder
+from runner.slurm.client import Slurm
+from runner.slurm.order import Claim, Order, SlurmFiles
+from runner.slurm.script import Batch, Runtime, batch_script, size_of
+from runner.slurm.states import JobState, QueuedJob, left_behind
+from runner.spec import RunSpec
+from runner.store import Run, RunStatus, RunStore
+
+_AS_RECORDED: Mapping[str, Status] = {
+    "cancelled": "interrupted",
+    "timeout": "timeout",
+    "out-of-memory": "out-of-memory",
+    "failed": "failed",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """One run as it is given to SLURM."""
+
+    spec: RunSpec
+    started: Started
+    order: Order
+    conducted: Conducted
+    machine: Mapping[str, Scalar] | None = None
+    """Facts of the machine whose checkpoint is gone on from; None where the run begins with its first step."""
+
+
+def script_of(placement: Placement, folder: Path, runtime: Runtime) -> str:
+    """Return the batch script of a run of its own."""
+    batch = Batch(name=folder.name, folder=folder)
+    conducted = placement.conducted
+    return batch_script(batch, size_of(placement.spec, conducted.nodes), conducted.scheduler, runtime)
+
+
+def prepare(placement: Placement, store: RunStore, runtime: Runtime) -> RunFolder:
+    """Make a run's folder, complete but for its job. Raises StoreError."""
+    folder = store.start(placement.spec, placement.started, elsewhere=True)
+    files = SlurmFiles(folder)
+    files.keep_order(placement.order)
+    if placement.machine is not None:
+        durable.write(files.machine, canonical_bytes(dict(placement.machine)))
+    durable.write(files.script, script_of(placement, folder.path, runtime).encode(), mode=0o755)
+    return store.let_go(folder)
+
+
+def submit(folder: RunFolder, slurm: Slurm) -> str:
+    """Submit a prepared run unless it is submitted already; returns its job's id. Raises SchedulerError, StoreError."""
+    files = SlurmFiles(folder)
+    if (job := job_of(folder, slurm.queue(fresh=True))) is None:
+        files.keep_claim(Claim(name=folder.id, folder=str(folder.path), task=None))
+        job = slurm.submit(files.script)
+        files.keep_job(job)
+    return job
+
+
+def job_of(folder: RunFolder, queue: Sequence[QueuedJob]) -> str | None:
+    """Return a run's job, also one whose submitter died before it kept the id. Raises SchedulerError if it is over."""
+    files = SlurmFiles(folder)
+    if (job := files.job()) is not None:
+        return job
+    if (claim := files.claim()) is None:
+        return None
+    if (found := _claimed(claim, queue)) is not None:
+        files.keep_job(found.id)
+        return found.id
+    if folder.record.exists() or files.begun.exists():
+        raise SchedulerError(f"{folder.id} was submitted, and its job has ended", hint=f"xrun show {folder.id}")
+    return None
+
+
+def _claimed(claim: Claim | None, queue: Sequence[QueuedJob]) -> QueuedJob | None:
+    for job in queue if claim else ():
+        assert claim is not None
+        is_task = claim.task is None or job.id.endswith(f"_{claim.task}")
+        if is_task and (job.name, job.folder) == (claim.name, claim.folder):
+            return job
+    return None
+
+
+def states(folders: Sequence[RunFolder], slurm: Slurm, *, fresh: bool = False) -> dict[str, JobState]:
+    """Return how runs without a record are, by run id: of all of them by one call of squeue. Raises SchedulerError.
+
+    A run that nobody began to submit is missing. `fresh` asks even if the last answer is some seconds old.
+    """
+    queue = slurm.queue(fresh=fresh)
+    by_id = {job.id: job for job in queue}
+    found: dict[str, JobState] = {}
+    gone: dict[str, str | None] = {}
+    for folder in folders:
+        files = SlurmFiles(folder)
+        claim, job = files.claim(), files.job()
+        queued = by_id.get(job) if job else _claimed(claim, queue)
+        if queued is not None:
+            if job is None:
+                files.keep_job(queued.id)
+            found[folder.id] = _as_begun(queued.state, files, slurm.asked_at)
+        elif claim is not None:
+            gone[folder.id] = job
+    accounts = slurm.accounts({job for job in gone.values() if job})
+    for folder in folders:
+        if folder.id in gone:
+            job = gone[folder.id]
+            found[folder.id] = accounts.get(job or "") or left_behind(SlurmFiles(folder).exit_code())
+    return found
+
+
+def _as_begun(state: JobState, files: SlurmFiles, asked_at: float) -> JobState:
+    """Return a waiting job as one that was requeued if an attempt began before the queue was asked, else as running."""
+    if state.word != "queued" or not files.begun.exists():
+        return state
+    if files.begun.stat().st_mtime > asked_at:
+        return JobState(word="running")
+    return replace(state, word="requeued")
+
+
+def seen(runs: Sequence[Run], slurm: Slurm, say: Callable[[str], None]) -> list[Run]:
+    """Return runs with what SLURM says of those that it has; no call at all where it has none."""
+    placed = [run.folder for run in runs if run.status == "submitted"]
+    if not placed:
+        return list(runs)
+    try:
+        known = states(placed, slurm)
+    except SchedulerError as error:
+        say(f"SLURM does not say how its runs are: {error.message}")
+        return [replace(run, status="unknown") if run.status == "submitted" else run for run in runs]
+    return [_as_seen(run, known.get(run.folder.id)) if run.status == "submitted" else run for run in runs]
+
+
+def _as_seen(run: Run, state: JobState | None) -> Run:
+    if state is None:
+        return replace(run, status="interrupted", note="was not submitted")
+    # Done, and no record: the node's words are on their way through the file system, or will never come.
+    status: RunStatus = "lost" if state.word == "done" else state.word
+    return replace(run, status=status, note=state.reason)
+
+
+def cancel(folder: RunFolder, slurm: Slurm) -> JobState | None:
+    """Ask a run to end for good: a running one by its node program, with a checkpoint; a waiting one at once.
+
+    Returns how it was. Raises SchedulerError.
+    """
+    files = SlurmFiles(folder)
+    files.is_cancelled.touch()
+    state = states([folder], slurm, fresh=True).get(folder.id)
+    if state is not None and state.word == "running":
+        folder.ask_to_stop()
+    else:
+        end_now(folder, slurm)
+    return state
+
+
+def end_now(folder: RunFolder, slurm: Slurm) -> None:
+    """Cancel a run's job by SLURM itself: its processes get SIGTERM, and after SLURM's KillWait SIGKILL."""
+    if (job := SlurmFiles(folder).job()) is not None:
+        slurm.cancel([job])
+
+
+def commit(folder: RunFolder, store: RunStore, status: Status, message: str, placed: Placed) -> Record:
+    """Commit the record of a run that has no container now. Raises StoreError if it has a record, or is held."""
+    held = folder if folder.owner is not None else store.take(folder)
+    log = {folder.log.name: fact_of(folder.log)} if folder.log.exists() else {}
+    record = Record(
+        **store.started(folder).facts(),
+        id=folder.id,
+        status=status,
+        exit_code=None,
+        message=message,
+        finished_at=timestamp(time.time()),
+        duration_s=0.0,
+        placed=placed,
+        files=log,
+    )
+    store.finish(held, record)
+    return record
+
+
+def settled(run: Run, store: RunStore, slurm: Slurm) -> Run:
+    """Return a run as it is now, its record committed if its job has ended without. Raises SchedulerError."""
+    if run.status != "submitted":
+        return run
+    state = states([run.folder], slurm, fresh=True).get(run.folder.id)
+    if state is not None and not state.has_ended:
+        return _as_seen(run, state)
+    status: Status = "interrupted" if state is None else _AS_RECORDED.get(state.word, "lost")
+    message = "was not submitted to SLURM" if state is None else f"its SLURM job: {state.word}, {state.reason}"
+    placed = Placed(job=SlurmFiles(run.folder).job() or "", attempts=len(run.folder.outs))
+    if not run.folder.record.exists():
+        commit(run.folder, store, status, message, placed)
+    return store.look(run.folder)
