@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from runner.search import Asked, Study
-from runner.space import Dimension, SearchSettings
+from runner.space import Dimension, Sampler, SearchSettings
 
 SPACE = (
     Dimension(key="optim.lr", kind="float", low=1e-5, high=1.0, log=True),
@@ -58,40 +58,41 @@ def best_of(sampler: SearchSettings, objective: Callable[[Mapping[str, str]], fl
         return study.best()[0][1][0]
 
 
+def settings(sampler: Sampler, options: Mapping[str, bool], seed: int) -> SearchSettings:
+    return SearchSettings(
+        sampler=sampler,
+        sampler_options=options,
+        pruner="none",
+        pruner_options={},
+        directions=("minimize",),
+        seed=seed,
+    )
+
+
 def main() -> None:
     words = [*sys.argv[1:], *("10", "100", "1")[len(sys.argv) - 1 :]]
     seeds, trials, slots = map(int, words[:3])
     options = {"multivariate": words[3] == "true"} if len(words) > 3 else {}
     for objective in (apart, together):
-        margins, wins = [], 0
-        best: dict[str, list[float]] = {"tpe": [], "random": []}
-        for seed in range(seeds):
-            for name in ("tpe", "random"):
-                asked = SearchSettings(
-                    sampler=name,  # type: ignore[arg-type]
-                    sampler_options=options if name == "tpe" else {},
-                    pruner="none",
-                    pruner_options={},
-                    directions=("minimize",),
-                    seed=seed,
-                )
-                best[name].append(best_of(asked, objective, trials, slots))
-            margins.append(best["random"][-1] / best["tpe"][-1])
-            wins += best["tpe"][-1] < best["random"][-1]
-        shown = {name: round(statistics.median(found), 4) for name, found in best.items()}
-        print(
-            json.dumps(
-                {
-                    "objective": objective.__name__,
-                    "trials": trials,
-                    "slots": slots,
-                    **options,
-                    "median_best": shown,
-                    "tpe_wins": f"{wins}/{seeds}",
-                    "median_ratio": round(statistics.median(margins), 1),
-                }
+        pairs = [
+            (
+                best_of(settings("tpe", options, seed), objective, trials, slots),
+                best_of(settings("random", {}, seed), objective, trials, slots),
             )
-        )
+            for seed in range(seeds)
+        ]
+        row = {
+            "objective": objective.__name__,
+            "trials": trials,
+            "slots": slots,
+            **options,
+            "tpe": round(statistics.median(tpe for tpe, _ in pairs), 4),
+            "random": round(statistics.median(random for _, random in pairs), 4),
+            "tpe_wins": sum(tpe < random for tpe, random in pairs),
+            "of": seeds,
+            "median_ratio": round(statistics.median(random / tpe for tpe, random in pairs), 1),
+        }
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":

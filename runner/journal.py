@@ -18,8 +18,8 @@ Line = Mapping[str, Any]
 class Journal:
     """A study's log as Optuna has it, for one process at a time; what a process left half written is cut off.
 
-    Optuna's own backend appends line by line, waits 30 s for the lock of a process that was killed, and never reads
-    on past a torn line.
+    Optuna's own backend appends line by line, waits 30 s for the lock of a process that was killed, and cannot go on
+    after a torn line.
     """
 
     def __init__(self, path: Path) -> None:

@@ -182,6 +182,19 @@ def test_optuna_reads_the_journal_by_itself(tmp_path: Path) -> None:
     assert set(read.trials[0].params) == {"optim.lr", "model.layers", "model.dropout", "precision"}
 
 
+def test_notes_that_others_write_into_the_journal_meanwhile_change_nothing(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    opened = study(tmp_path)
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))
+    storage = optuna.storages.JournalStorage(backend)
+    trials = []
+    for number in range(4):
+        trials += run(opened, 1)
+        storage.set_study_user_attr(0, "note", number)
+    assert optuna.load_study(study_name="s", storage=storage).user_attrs["note"] == 3
+    assert [*trials, *run(study(tmp_path), 2)] == run(study(tmp_path / "straight"), 6)
+
+
 def test_a_journal_that_holds_something_else_is_not_read_on(tmp_path: Path) -> None:
     run(study(tmp_path), 1)
     log = tmp_path / "study.log"
