@@ -117,13 +117,20 @@ class Tracking:
 class Scheduler:
     """Where runs are placed."""
 
-    kind: Literal["local"]
+    kind: Literal["local", "k8s"]
+    """local: on this machine. k8s: a manifest for `--dry-run` to print; xrun does not submit it."""
     timeout_s: int
     """A run that takes longer is stopped; 0 never stops it."""
     hang_timeout_s: int
     """A rank that finishes no step for this long is given up, with the place where it hangs."""
     grace_s: int = 60
     """After Ctrl-C or SIGTERM: time to finish the step and write a checkpoint."""
+    namespace: str | None = None
+    """Of Kubernetes; None: the one that kubectl is set to."""
+    queue: str | None = None
+    """Kueue's queue in that namespace; None: the job starts as soon as it is applied."""
+    claim: str | None = None
+    """PersistentVolumeClaim with the run's source and data, and room for its `out`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

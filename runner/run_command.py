@@ -12,6 +12,7 @@ from runner.config import Config, self_test_steps
 from runner.container import DATA, OUT, SOURCE, SPEC, limits_of
 from runner.engines.select import pick
 from runner.execute import execute
+from runner.k8s_command import manifest, require_dry_run
 from runner.launch import Launch, job, report, watcher
 from runner.levels import PRICES
 from runner.lock import Lock
@@ -24,7 +25,8 @@ from runner.source import Source, snapshot
 from runner.spec import RunSpec
 from runner.store import RunStore
 
-_SELECTIONS = ("experiment", "hardware", "image")
+# What a lock is made of; and the scheduler, without which some of it makes no sense.
+_SELECTIONS = ("experiment", "hardware", "image", "scheduler")
 
 
 def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...]) -> int:
@@ -39,7 +41,7 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
         return 0
     plan = _plan(workshop, words)
     if words.dry_run:
-        sys.stdout.write(_described(plan))
+        sys.stdout.write(_manifest(plan) if plan.config.scheduler.kind == "k8s" else _described(plan))
         return 0
     engine = pick(plan.config.engine, workshop.images)
     if engine.name != "host":
@@ -70,11 +72,14 @@ class _Plan:
 def _plan(workshop: Workshop, words: RunArguments) -> _Plan:
     project = workshop.project
     config = compose(project.conf, words.overrides)
+    if config.scheduler.kind == "k8s":
+        require_dry_run(config, words.overrides, is_dry=words.dry_run)
     selections = [word for word in words.overrides if word.partition("=")[0].partition(".")[0] in _SELECTIONS]
     base = compose(project.conf, selections)
     lock = _lock(workshop, words, base, config)
     here = machine.probe()
-    machine.require(lock.hardware, here, str(project.lockfile(lock.experiment, lock.hardware_name)))
+    if config.scheduler.kind == "local":
+        machine.require(lock.hardware, here, str(project.lockfile(lock.experiment, lock.hardware_name)))
     source = snapshot(project.experiments, project.runs)
     spec = run_spec(lock, base, config, source.digest)
     return _Plan(config=config, lock=lock, spec=spec, source=source, here=here, overrides=words.overrides)
@@ -97,19 +102,26 @@ def _lock(workshop: Workshop, words: RunArguments, base: Config, config: Config)
     return lock
 
 
-def _launch(plan: _Plan, argv: tuple[str, ...]) -> Launch:
-    config = plan.config
-    conducted = Conducted(
+def _manifest(plan: _Plan) -> str:
+    return manifest(plan.spec, _conducted(plan.config), plan.source, self_test_steps(plan.config))
+
+
+def _conducted(config: Config) -> Conducted:
+    return Conducted(
         limits=limits_of(config.hardware),
         tracking=config.tracking,
         scheduler=config.scheduler,
         data_recipe=config.image.data_recipe,
         nodes=config.hardware.nodes,
     )
+
+
+def _launch(plan: _Plan, argv: tuple[str, ...]) -> Launch:
+    config = plan.config
     return Launch(
         spec=plan.spec,
         source=plan.source,
-        conducted=conducted,
+        conducted=_conducted(config),
         here=plan.here,
         argv=argv,
         overrides=plan.overrides,

@@ -9,6 +9,7 @@ from runner.config import Config, virtual_ranks
 from runner.parse import Mistake, plain
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
 _AT_LEAST: Mapping[str, int] = {
@@ -38,6 +39,9 @@ _MATCH: Mapping[str, tuple[re.Pattern[str], str]] = {
     "experiment.module": (re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII), "a module of experiments/"),
     "hardware.arch_level": (re.compile(r"x86-64-v[234]"), "one of x86-64-v2, x86-64-v3, x86-64-v4"),
     "hardware.driver_min": (_VERSION, "a version such as 580 or 580.65"),
+    "scheduler.namespace": (_LABEL, "a name that Kubernetes takes: small letters, digits and '-'"),
+    "scheduler.queue": (_LABEL, "a name that Kubernetes takes: small letters, digits and '-'"),
+    "scheduler.claim": (_LABEL, "a name that Kubernetes takes: small letters, digits and '-'"),
     "image.platform": (re.compile(r"linux/[a-z0-9]+(/[a-z0-9]+)?"), "a platform such as linux/amd64"),
 }
 
