@@ -116,9 +116,10 @@ class Tracking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheduler:
-    """Where runs are placed: on this machine, or as jobs of a SLURM cluster, in whose words the second block is."""
+    """Where runs are placed: on this machine, or on a cluster, in whose words the second and third block are."""
 
-    kind: Literal["local", "slurm"]
+    kind: Literal["local", "slurm", "k8s"]
+    """k8s: a manifest for `--dry-run` to print; xrun does not submit it."""
     timeout_s: int
     """A run that takes longer is stopped; 0 never stops it."""
     hang_timeout_s: int
@@ -149,6 +150,13 @@ class Scheduler:
     """A run that was requeued this often, by the time limit or by SLURM, ends with its checkpoint."""
     container: Literal["embedded", "docker", "podman", "pyxis", "apptainer", "host"] | None = None
     """What executes the image on the nodes; None: what `engine` says, where `auto` is embedded, or docker with GPUs."""
+
+    namespace: str | None = None
+    """Of Kubernetes; None: the one that kubectl is set to."""
+    queue: str | None = None
+    """Kueue's queue in that namespace; None: the job starts as soon as it is applied."""
+    claim: str | None = None
+    """PersistentVolumeClaim with the run's source and data, and room for its `out`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

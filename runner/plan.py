@@ -20,7 +20,8 @@ from runner.resolve import run_spec
 from runner.source import Source
 from runner.spec import RunSpec
 
-_SELECTIONS = ("experiment", "hardware", "image")
+# What a lock is made of; and the scheduler, without which some of it makes no sense.
+_SELECTIONS = ("experiment", "hardware", "image", "scheduler")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

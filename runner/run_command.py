@@ -9,6 +9,7 @@ from runner.container import DATA, OUT, SOURCE, SPEC
 from runner.engines.select import pick
 from runner.errors import ConfigError
 from runner.execute import execute
+from runner.k8s_command import manifest, require_dry_run
 from runner.launch import job, report, watcher
 from runner.levels import PRICES
 from runner.plan import Plan, Planner, launch_of, use_of
@@ -30,13 +31,16 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
         return 0
     project = workshop.project
     take = partial(snapshot, project.experiments, project.runs)
-    plan = Planner(workshop, project, use_of(words), take).plan(words.overrides)
+    planner = Planner(workshop, project, use_of(words), take)
+    if (config := planner.composer.compose(words.overrides)).scheduler.kind == "k8s":
+        require_dry_run(config, words.overrides, is_dry=words.dry_run)
+    plan = planner.plan(words.overrides)
     if plan.config.scheduler.kind == "slurm":
         return _on_slurm(plan, workshop, words, argv)
     if words.detach:
         raise ConfigError("--detach: a run on this machine ends with its xrun", hint="scheduler=slurm")
     if words.dry_run:
-        sys.stdout.write(_described(plan))
+        sys.stdout.write(_manifest(plan) if plan.config.scheduler.kind == "k8s" else _described(plan))
         return 0
     engine = pick(plan.config.engine, workshop.images)
     if engine.name != "host":
@@ -60,6 +64,11 @@ def _on_slurm(plan: Plan, workshop: Workshop, words: RunArguments, argv: tuple[s
         sys.stdout.write(described(placement, workshop))
         return 0
     return place(placement, workshop, detach=words.detach, offline=words.offline, hint=plan.relock)
+
+
+def _manifest(plan: Plan) -> str:
+    launch = launch_of(plan, ())
+    return manifest(plan.spec, launch.conducted, plan.source, launch.self_test_steps)
 
 
 def _described(plan: Plan) -> str:

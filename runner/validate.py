@@ -9,6 +9,7 @@ from runner.config import Config, virtual_ranks
 from runner.parse import Mistake, plain
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
 _AT_LEAST: Mapping[str, int] = {
@@ -46,6 +47,9 @@ _MATCH: Mapping[str, tuple[re.Pattern[str], str]] = {
         re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}|UNLIMITED", re.ASCII),
         "a time such as 4:00:00",
     ),
+    "scheduler.namespace": (_LABEL, "a name that Kubernetes takes: small letters, digits and '-'"),
+    "scheduler.queue": (_LABEL, "a name that Kubernetes takes: small letters, digits and '-'"),
+    "scheduler.claim": (_LABEL, "a name that Kubernetes takes: small letters, digits and '-'"),
     "image.platform": (re.compile(r"linux/[a-z0-9]+(/[a-z0-9]+)?"), "a platform such as linux/amd64"),
 }
 
