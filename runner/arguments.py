@@ -148,6 +148,18 @@ def bisect_arguments(argv: Sequence[str]) -> BisectArguments:
     return BisectArguments(**vars(parser.parse_args(list(argv))))
 
 
+def stop_arguments(argv: Sequence[str]) -> str:
+    """Read the words of `xrun stop`: the run. Raises ConfigError."""
+    parser = _parser("stop")
+    parser.add_argument("run")
+    return str(parser.parse_args(list(argv)).run)
+
+
+def ps_arguments(argv: Sequence[str]) -> None:
+    """Read the words of `xrun ps`, which has none. Raises ConfigError."""
+    _parser("ps").parse_args(list(argv))
+
+
 def trace_arguments(argv: Sequence[str]) -> tuple[str, int | None]:
     """Read the words of `xrun trace`: the run, and the one step that is asked for. Raises ConfigError."""
     parser = _parser("trace")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from runner import arguments
 from runner.errors import ConfigError
 from runner.listing import follow_log, list_runs, show_run
-from runner.project import find_project, home
+from runner.project import find_project, home, leases
 from runner.store import RunStore
 
 if TYPE_CHECKING:
@@ -84,6 +84,21 @@ def resume(argv: Sequence[str]) -> int:
     return resume_run(_workshop(), arguments.resume_arguments(argv), tuple(argv))
 
 
+def stop(argv: Sequence[str]) -> int:
+    """End a run after its step, with a checkpoint."""
+    from runner.stop_command import stop_run  # noqa: PLC0415, as above
+
+    return stop_run(_workshop(), arguments.stop_arguments(argv))
+
+
+def ps(argv: Sequence[str]) -> int:
+    """Show the slots of this machine, and who holds them."""
+    from runner.ps_command import print_slots  # noqa: PLC0415, as above
+
+    arguments.ps_arguments(argv)
+    return print_slots(leases(os.environ))
+
+
 def bisect(argv: Sequence[str]) -> int:
     """Find the step in which two runs part, and what computed other bits in it."""
     from runner.bisect_command import bisect_runs  # noqa: PLC0415, as above
@@ -138,6 +153,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "logs": logs,
     "replay": replay,
     "resume": resume,
+    "stop": stop,
+    "ps": ps,
     "bisect": bisect,
     "trace": trace,
     "image": image,

@@ -120,6 +120,8 @@ class Scheduler:
     """A rank that finishes no step for this long is given up, with the place where it hangs."""
     grace_s: int = 60
     """After Ctrl-C or SIGTERM: time to finish the step and write a checkpoint."""
+    slots: int | None = None
+    """CPU slots of this machine, one a thread of a run; None: as many as CPUs that xrun may use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

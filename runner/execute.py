@@ -10,15 +10,15 @@ from runner.container import Conduct, Places, container_request
 from runner.engines.request import Container, Engine, Outcome
 from runner.errors import XrunError
 from runner.inside.refusal import EXIT_STOPPED
-from runner.outputs import Completion, EventReader, collect, fact_of, failure
+from runner.leases import Lease
+from runner.outputs import Completion, EventReader, collect, fact_of, failure, tells_of
 from runner.record import Record, Started, Status, timestamp
 from runner.spec import RunSpec
 from runner.store import RunFolder, RunStore
+from runner.terms import Terms, terms_of
 
 _POLL_S = 0.2
 _GRACE_S = 10.0
-# The ranks' own watch fires first and says where they hang; this one is for ranks that cannot (SIGSTOP, no CPU).
-_HOST_HANG_FACTOR = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +30,6 @@ class Job:
     source: Path
     data: Path | None
     conduct: Conduct
-    timeout_s: int
-    """0 never stops the run."""
-    grace_s: int
-    """For a run that is asked to end: time to finish its step and write a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,130 +48,178 @@ class Watcher:
     """Called several times a second; returns why the run should be stopped, or nothing."""
 
 
-def execute(job: Job, *, engine: Engine, store: RunStore, watcher: Watcher) -> Record:
+def execute(job: Job, *, engine: Engine, store: RunStore, watcher: Watcher, lease: Lease | None = None) -> Record:
     """Run a spec in exactly its image and commit its record, however it ends.
 
-    Raises what the engine raises before the container exists, and KeyboardInterrupt after the record of an
-    interrupted run is committed.
+    `lease` is what the run holds meanwhile. Raises what the engine raises before the container exists, and
+    KeyboardInterrupt after the record of an interrupted run is committed.
     """
     engine.require(job.spec.image)
     folder = store.start(job.spec, job.started)
-    begun_s = time.monotonic()
-    places = Places(source=job.source, spec=folder.spec, out=folder.out, control=folder.control, data=job.data)
+    terms = terms_of(job.started, job.spec)
+    places = Places(
+        store=store.root,
+        source=job.source,
+        spec=folder.spec,
+        out=folder.out,
+        control=folder.control,
+        data=job.data,
+    )
     try:
+        if lease is not None:
+            lease.note(folder.path, engine.name, None)
         container = engine.start(container_request(folder.id, job.spec, places, job.conduct), folder.log)
     except BaseException as error:
-        store.finish(folder, _record(job, folder, _not_started(error), begun_s))
+        store.finish(folder, record_of(terms, folder, _not_started(error)))
         raise
+    return follow(Followed(terms=terms, folder=folder, container=container, watcher=watcher, lease=lease), store)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """A run whose container has started, and who looks on."""
+
+    terms: Terms
+    folder: RunFolder
+    container: Container
+    watcher: Watcher
+    lease: Lease | None
+
+
+def follow(run: Followed, store: RunStore) -> Record:
+    """Follow a run to its end and commit its record.
+
+    Raises KeyboardInterrupt after the record of an interrupted run is committed.
+    """
+    terms, folder, watcher = run.terms, run.folder, run.watcher
     events = EventReader(folder.out)
     try:
-        ending = _supervise(job, folder, container, events, watcher)
+        if run.lease is not None:
+            run.lease.note(folder.path, terms.started.engine, run.container.pid())
+        ending = _supervise(run, events)
     except KeyboardInterrupt:
-        ending = _end_by_signal(job, folder, container, events, watcher)
-        store.finish(folder, watcher.end(_record(job, folder, ending, begun_s)))
+        ending = _end_in_order(run, events, None, "stopped by a signal")
+        store.finish(folder, watcher.end(record_of(terms, folder, ending)))
         if ending.exit_code == EXIT_STOPPED:
             watcher.say(f"stopped, with a checkpoint; to go on: xrun resume {folder.id}")
         raise
     except XrunError as error:  # the engine can no longer say how the container is, or cannot write its log
-        _stop(container)
-        ending = _Ending(status="lost", exit_code=None, message=error.message)
+        _stop(run.container)
+        ending = Ending(status="lost", exit_code=None, message=error.message)
     finally:
         with suppress(XrunError):  # how the engine tidies up must not decide how the run ended
-            container.remove()
-    record = watcher.end(_record(job, folder, ending, begun_s))
+            run.container.remove()
+    record = watcher.end(record_of(terms, folder, ending))
     store.finish(folder, record)
     return record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ending:
+class Ending:
+    """How a run ended."""
+
     status: Status
     exit_code: int | None
     message: str = ""
     completion: Completion | None = None
 
 
-def _not_started(error: BaseException) -> _Ending:
+def _not_started(error: BaseException) -> Ending:
     status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     message = error.message.splitlines()[0] if isinstance(error, XrunError) else type(error).__name__
-    return _Ending(status=status, exit_code=None, message=message)
+    return Ending(status=status, exit_code=None, message=message)
 
 
-def _supervise(job: Job, folder: RunFolder, container: Container, events: EventReader, watcher: Watcher) -> _Ending:
+def _supervise(run: Followed, events: EventReader) -> Ending:
     """Follow a container to its end, or end it when its time is over, it is silent, or enough was seen."""
+    terms, folder, container, watcher = run.terms, run.folder, run.container, run.watcher
     watcher.begin(folder, container.pid())
-    begun_s = last_event_s = time.monotonic()
+    last_event_s = time.monotonic()
     outcome = None
     late = silent = enough = ""
-    while outcome is None and not (late or silent or enough):
+    is_asked = False
+    while outcome is None and not (late or silent or enough or is_asked):
         outcome = container.wait(_POLL_S)
         for event in events.read():
             last_event_s = time.monotonic()
             watcher.event(event)
         enough = watcher.look()
-        late = _too_late(job, time.monotonic() - begun_s)
-        silent = _too_silent(job, time.monotonic() - last_event_s)
+        late = terms.too_late()
+        silent = terms.too_silent(time.monotonic() - last_event_s)
+        is_asked = folder.stop.exists()
+    if is_asked and (outcome is None or outcome.exit_code != 0):
+        return _end_in_order(run, events, outcome, "stopped as asked")
     if outcome is not None:
-        return judge(outcome, folder.out, job.conduct.nonce)
-    if late and not (silent or enough or job.spec.is_command):
-        outcome = _ask_to_stop(job, folder, container, watcher)
+        return judge(outcome, folder.out, terms.nonce)
+    if late and not (silent or enough or terms.is_command):
+        outcome = _ask_to_stop(run)
     if outcome is None:
         container.stop(_GRACE_S)
     if enough:
-        return _Ending(status="interrupted", exit_code=None, message=enough)
-    kept = ", stopped with a checkpoint" if outcome is not None and outcome.exit_code == EXIT_STOPPED else ""
-    return _Ending(status="timeout", exit_code=None, message=(silent or late) + kept)
+        return Ending(status="interrupted", exit_code=None, message=enough)
+    kept = ", stopped with a checkpoint" if _has_stopped(outcome, folder.out) else ""
+    return Ending(status="timeout", exit_code=None, message=(silent or late) + kept)
 
 
-def _too_late(job: Job, age_s: float) -> str:
-    return f"took longer than scheduler.timeout_s={job.timeout_s}" if job.timeout_s and age_s > job.timeout_s else ""
-
-
-def _too_silent(job: Job, silence_s: float) -> str:
-    limit_s = job.conduct.hang_timeout_s
-    if silence_s > limit_s * _HOST_HANG_FACTOR:
-        return f"no sign of life for {silence_s:.0f} s (scheduler.hang_timeout_s={limit_s})"
-    return ""
-
-
-def _end_by_signal(job: Job, folder: RunFolder, container: Container, events: EventReader, watcher: Watcher) -> _Ending:
-    """End a container in order: a training with a checkpoint, a command at once."""
-    outcome = None if job.spec.is_command else _ask_to_stop(job, folder, container, watcher)
+def _end_in_order(run: Followed, events: EventReader, outcome: Outcome | None, why: str) -> Ending:
+    """End a container in order, unless it has ended: a training with a checkpoint, a command at once."""
+    if outcome is None and not run.terms.is_command:
+        outcome = _ask_to_stop(run)
     if outcome is None:
-        _stop(container)
+        _stop(run.container)
     for event in events.read():
-        watcher.event(event)
-    if outcome is not None and outcome.exit_code == EXIT_STOPPED:
-        return _Ending(status="interrupted", exit_code=EXIT_STOPPED, message="stopped by a signal, with a checkpoint")
+        run.watcher.event(event)
+    if _has_stopped(outcome, run.folder.out):
+        return Ending(status="interrupted", exit_code=EXIT_STOPPED, message=f"{why}, with a checkpoint")
     if outcome is not None and outcome.exit_code == 0:
-        return judge(outcome, folder.out, job.conduct.nonce)
-    return _Ending(status="interrupted", exit_code=None, message="stopped by a signal")
+        return judge(outcome, run.folder.out, run.terms.nonce)
+    done = unseen(run.folder.out, run.terms.nonce) if outcome is not None and outcome.kind == "unseen" else None
+    return done or Ending(status="interrupted", exit_code=None, message=why)
 
 
-def _ask_to_stop(job: Job, folder: RunFolder, container: Container, watcher: Watcher) -> Outcome | None:
+def _has_stopped(outcome: Outcome | None, out: Path) -> bool:
+    """Say whether a container ended because it was asked to, with a checkpoint."""
+    if outcome is not None and outcome.kind == "unseen":
+        return tells_of(out, "stopped")
+    return outcome is not None and outcome.exit_code == EXIT_STOPPED
+
+
+def _ask_to_stop(run: Followed) -> Outcome | None:
     """Return how a training ended that was to end after its step; None where it did not in time."""
     try:
-        (folder.control / "stop").touch()
-        watcher.say("stopping after this step, with a checkpoint; Ctrl-C again stops at once")
-        return container.wait(job.grace_s)
+        run.folder.stop.touch()
+        run.watcher.say("stopping after this step, with a checkpoint; Ctrl-C again stops at once")
+        return run.container.wait(run.terms.grace_s)
     except (KeyboardInterrupt, OSError, XrunError):
         return None
 
 
-def judge(outcome: Outcome, out: Path, nonce: str) -> _Ending:
+def judge(outcome: Outcome, out: Path, nonce: str) -> Ending:
     """Say how a run ended. Exit code 0 is no success: only a completion manifest that holds is."""
     if outcome.kind == "out-of-memory":
-        return _Ending(status="out-of-memory", exit_code=outcome.exit_code, message=outcome.detail or "out of memory")
+        return Ending(status="out-of-memory", exit_code=outcome.exit_code, message=outcome.detail or "out of memory")
     if outcome.kind == "lost":
-        return _Ending(status="lost", exit_code=None, message=outcome.detail or "the engine lost the container")
+        return Ending(status="lost", exit_code=None, message=outcome.detail or "the engine lost the container")
+    if outcome.kind == "unseen":
+        return unseen(out, nonce) or Ending(
+            status="failed", exit_code=None, message=failure(out) or "ended while no xrun lived, without a result"
+        )
     if outcome.exit_code != 0:
         message = failure(out) or outcome.detail or f"exit code {outcome.exit_code}"
-        return _Ending(status="failed", exit_code=outcome.exit_code, message=message)
+        return Ending(status="failed", exit_code=outcome.exit_code, message=message)
     try:
         completion = collect(out, nonce)
     except XrunError as error:
-        return _Ending(status="failed", exit_code=0, message=error.message)
-    return _Ending(status="done", exit_code=0, completion=completion)
+        return Ending(status="failed", exit_code=0, message=error.message)
+    return Ending(status="done", exit_code=0, completion=completion)
+
+
+def unseen(out: Path, nonce: str) -> Ending | None:
+    """Return that a run is done whose end nobody saw, as far as its completion manifest proves it; else None."""
+    try:
+        return Ending(status="done", exit_code=None, completion=collect(out, nonce))
+    except XrunError:
+        return None
 
 
 def _stop(container: Container) -> None:
@@ -185,11 +229,12 @@ def _stop(container: Container) -> None:
         container.stop(0)
 
 
-def _record(job: Job, folder: RunFolder, ending: _Ending, begun_s: float) -> Record:
+def record_of(terms: Terms, folder: RunFolder, ending: Ending) -> Record:
+    """Return the record of a run that has ended."""
     completion = ending.completion
     log = {folder.log.name: fact_of(folder.log)} if folder.log.exists() else {}
     return Record(
-        **job.started.facts(),
+        **terms.started.facts(),
         id=folder.id,
         status=ending.status,
         exit_code=ending.exit_code,
@@ -198,5 +243,5 @@ def _record(job: Job, folder: RunFolder, ending: _Ending, begun_s: float) -> Rec
         metrics=completion.metrics if completion else {},
         files=(completion.files if completion else {}) | log,
         finished_at=timestamp(time.time()),
-        duration_s=round(time.monotonic() - begun_s, 3),
+        duration_s=round(time.monotonic() - terms.begun_s, 3),
     )

@@ -64,15 +64,17 @@ def again(past: Started, spec: RunSpec, store: RunStore, here: Machine, argv: tu
 
 
 def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:
-    """Return what is executed. Raises ImageError where data that is to be mounted is not what is pinned."""
+    """Return what is executed, once it holds what it needs.
+
+    Raises ImageError where data that is to be mounted is not what is pinned.
+    """
     spec, conducted = launch.spec, launch.conducted
-    gpus = machine.leasable(spec.hardware, launch.here)[: launch.ranks or spec.hardware.gpu_count]
+    nonce = secrets.token_hex(16)
     conduct = Conduct(
-        nonce=secrets.token_hex(16),
+        nonce=nonce,
         log_every_steps=conducted.tracking.log_every_steps,
         hang_timeout_s=conducted.scheduler.hang_timeout_s,
         limits=conducted.limits,
-        gpus=tuple(gpu.uuid for gpu in gpus),
         stretch=launch.stretch,
         ranks=launch.ranks,
         allow_numerics=launch.allow_hardware or launch.replay_of is not None,
@@ -81,12 +83,10 @@ def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:
     )
     return Job(
         spec=spec,
-        started=_started(launch, engine),
+        started=_started(launch, engine, nonce),
         source=launch.source.folder,
         data=_data(launch, engine, workshop),
         conduct=conduct,
-        timeout_s=conducted.scheduler.timeout_s,
-        grace_s=conducted.scheduler.grace_s,
     )
 
 
@@ -98,7 +98,7 @@ def _data(launch: Launch, engine: Engine, workshop: Workshop) -> Path | None:
     return data_folder(recipe or spec.image.ref, spec.data, workshop)
 
 
-def _started(launch: Launch, engine: Engine) -> Started:
+def _started(launch: Launch, engine: Engine, nonce: str) -> Started:
     spec = launch.spec
     host: dict[str, Scalar] = {**machine.recorded(launch.here), "name": socket.gethostname(), "uid": os.getuid()}
     if engine.name == "host":
@@ -116,6 +116,7 @@ def _started(launch: Launch, engine: Engine) -> Started:
         started_at=timestamp(time.time()),
         host=host,
         conducted=launch.conducted,
+        nonce=nonce,
         replay_of=launch.replay_of,
         continues=launch.continues,
     )

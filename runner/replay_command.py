@@ -14,8 +14,9 @@ from runner.container import WHOLE, Stretch
 from runner.engines.request import Engine
 from runner.engines.select import pick
 from runner.errors import EXIT_DIVERGED, EXIT_NOT_COMPARABLE, ReplayFailed, StoreError, XrunError
-from runner.execute import Watcher, execute
+from runner.execute import Watcher
 from runner.launch import Launch, again, job, watcher
+from runner.placement import place
 from runner.prepare import Workshop, make_ready
 from runner.record import Record, Verdict
 from runner.replay import (
@@ -112,25 +113,45 @@ def _stretches(past: Past, words: ReplayArguments) -> list[Stretch]:
 def _replay(plan: _Plan) -> list[Record]:
     """Execute every stretch, side by side where there are several, and return the records."""
     if len(plan.stretches) == 1:
-        return [_execute(plan, plan.stretches[0], None)]
-    stop = threading.Event()
+        alone = _execute(plan, plan.stretches[0], None)
+        assert alone is not None, "nobody ends this wait"
+        return [alone]
+    ends = _Ends(stop=threading.Event(), parted=threading.Event())
     with ThreadPoolExecutor(plan.words.segments or 1) as pool:
-        futures = [pool.submit(_execute, plan, stretch, stop) for stretch in plan.stretches]
+        futures = [pool.submit(_execute, plan, stretch, ends) for stretch in plan.stretches]
         try:
-            return [future.result() for future in futures]
+            return [record for future in futures if (record := future.result()) is not None]
         except BaseException:
-            stop.set()
+            ends.stop.set()
             raise
 
 
-def _execute(plan: _Plan, stretch: Stretch, stop: threading.Event | None) -> Record:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ends:
+    """What ends a stretch early that is replayed beside others."""
+
+    stop: threading.Event
+    """Set when all are to end."""
+    parted: threading.Event
+    """Set when a difference was found: a stretch that still waits for a slot is not begun."""
+
+    def may_wait(self) -> bool:
+        return not (self.stop.is_set() or self.parted.is_set())
+
+
+def _execute(plan: _Plan, stretch: Stretch, ends: _Ends | None) -> Record | None:
+    """Return the record of a stretch; None for one that was not begun because another one has parted."""
     past, workshop = plan.past, plan.workshop
     run = job(replace(plan.launch, stretch=stretch), plan.engine, workshop)
     comparison = Comparison(past, stretch, keep_going=plan.words.keep_going)
-    usual = watcher(plan.launch, run.started) if stop is None else _quiet(workshop)
-    looking = _looking(usual, comparison, stop)
-    record = execute(run, engine=plan.engine, store=RunStore(workshop.project.runs), watcher=looking)
-    if stop is not None:
+    usual = watcher(plan.launch, run.started) if ends is None else _quiet(workshop)
+    looking = _looking(usual, comparison, ends.stop if ends else None)
+    if ends is None:
+        return place(run, plan.engine, workshop, looking, plan.launch.here)
+    record = place(run, plan.engine, workshop, looking, plan.launch.here, go_on=ends.may_wait)
+    if record is not None:
+        if record.verdict is not None and record.verdict.result in _PARTED and not plan.words.keep_going:
+            ends.parted.set()
         said = record.verdict.message if record.verdict else f"{record.status}: {record.message}"
         workshop.say(f"{record.id}: {named(stretch, past.steps)}: {said}")
     return record

@@ -11,18 +11,17 @@ from runner.conf.words import show_config, show_info
 from runner.config import Config, self_test_steps
 from runner.container import DATA, OUT, SOURCE, SPEC, limits_of
 from runner.engines.select import pick
-from runner.execute import execute
 from runner.launch import Launch, job, report, watcher
 from runner.levels import PRICES
 from runner.lock import Lock
 from runner.locking import Use, changes, load, lock_for_run, recorded, relock, save
 from runner.machine import Machine
+from runner.placement import place
 from runner.prepare import Workshop, make_ready, pin_image
 from runner.record import Conducted
 from runner.resolve import run_spec
 from runner.source import Source, snapshot
 from runner.spec import RunSpec
-from runner.store import RunStore
 
 _SELECTIONS = ("experiment", "hardware", "image")
 
@@ -50,8 +49,8 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
     level = plan.spec.determinism.level
     price = f" ({PRICES[level]})" if level in PRICES else ""
     workshop.say(f"{image}, engine {engine.name}, level {level}{price}")
-    store = RunStore(workshop.project.runs)
-    record = execute(run, engine=engine, store=store, watcher=watcher(launch, run.started))
+    record = place(run, engine, workshop, watcher(launch, run.started), plan.here)
+    assert record is not None, "nobody ends this wait"
     return report(record, workshop.say)
 
 

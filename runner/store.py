@@ -15,16 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from runner import durable, spec
+from runner import durable, record_files, spec
 from runner.errors import StoreError
-from runner.held import hold, is_held
+from runner.held import hold, hold_again, is_held
 from runner.parse import ParseError
-from runner.record import Record, Started, Status, T, from_bytes, to_bytes
+from runner.record import Record, Started, Status, to_bytes
 from runner.spec import RunSpec
 
 RunStatus = Status | Literal["running", "damaged"]
 _RUN_ID = re.compile(r"[^.].*-[0-9a-f]{8}-[1-9][0-9]*")
-_STARTED_AT = re.compile(rb'"started_at":"([^"]*)"')
 _NAMED_AT_MOST = 5
 
 
@@ -70,6 +69,11 @@ class RunFolder:
     def control(self) -> Path:
         """What xrun asks of the container while it runs."""
         return self.path / "control"
+
+    @property
+    def stop(self) -> Path:
+        """Where it stands, the run is to end after its step, with a checkpoint."""
+        return self.control / "stop"
 
     @property
     def wandb(self) -> Path:
@@ -118,6 +122,24 @@ class RunStore:
             undo.pop_all()
         return RunFolder(path=path, owner=owner)
 
+    def take_up(self, folder: RunFolder) -> RunFolder:
+        """Hold a run whose xrun is dead until `finish` or until this process ends. Raises StoreError."""
+        try:
+            owner = hold_again(folder.lock)
+        except OSError as error:
+            raise StoreError(f"{folder.lock} cannot be opened: {error.strerror}") from error
+        if owner is None:
+            raise StoreError(f"{folder.id} still runs", hint=f"xrun logs {folder.id} -f")
+        if folder.record.exists():
+            os.close(owner)
+            raise StoreError(f"{folder.id} has ended", hint=f"xrun show {folder.id}")
+        return RunFolder(path=folder.path, owner=owner)
+
+    def let_go(self, folder: RunFolder) -> None:
+        """Let go of a run that was taken up and is not finished."""
+        assert folder.owner is not None, "only the process that took up a run lets go of it"
+        os.close(folder.owner)
+
     def _claim(self, staging: Path, stem: str) -> Path:
         """Give a whole folder the next free id. A rename onto a folder that is not empty fails: one process wins."""
         taken = [int(number) for begin, _, number in (name.rpartition("-") for name in self.ids()) if begin == stem]
@@ -159,7 +181,7 @@ class RunStore:
 
     def load(self, folder: RunFolder) -> Record:
         """Return the record of a run that has ended. Raises StoreError where there is none or a byte of it changed."""
-        record = _load_record(folder)
+        record = record_files.read_record(folder.record, folder.id)
         if record is None:
             why = "still runs" if is_held(folder.lock) else "was interrupted"
             raise StoreError(f"{folder.id} has no record: it {why}", hint="xrun ls")
@@ -179,14 +201,14 @@ class RunStore:
     def look(self, folder: RunFolder) -> Run:
         """Return a run as it is now. A damaged one is shown as such: one bad file must not hide the others."""
         try:
-            record = _load_record(folder)
+            record = record_files.read_record(folder.record, folder.id)
             is_running = record is None and is_held(folder.lock)
             if record is None and not is_running:
                 # It may have ended between the two looks; the lock is freed after the record is there.
-                record = _load_record(folder)
+                record = record_files.read_record(folder.record, folder.id)
             if record is None:
                 status: RunStatus = "running" if is_running else "interrupted"
-                return Run(folder=folder, status=status, facts=_load_started(folder))
+                return Run(folder=folder, status=status, facts=record_files.read_started(folder.started))
         except StoreError as error:
             return Run(folder=folder, status="damaged", facts=None, problem=error.message)
         return Run(folder=folder, status=record.status, facts=record)
@@ -194,7 +216,7 @@ class RunStore:
     def runs(self, *, at_most: int | None = None) -> list[Run]:
         """Return runs, the newest first. With at_most, no more than these are read: a store may hold thousands."""
         folders = [RunFolder(path=self.root / name) for name in self.ids()]
-        folders.sort(key=lambda folder: (_started_at(folder), folder.id), reverse=True)
+        folders.sort(key=lambda folder: (record_files.started_at(folder.started), folder.id), reverse=True)
         return [self.look(folder) for folder in folders[:at_most]]
 
     def ids(self) -> list[str]:
@@ -206,39 +228,3 @@ class RunStore:
             return []
         except OSError as error:
             raise StoreError(f"{self.root} cannot be read: {error.strerror}") from error
-
-
-def _load_record(folder: RunFolder) -> Record | None:
-    try:
-        data = folder.record.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StoreError(f"{folder.record} cannot be read: {error.strerror}") from error
-    record = _parsed(Record, data, folder.record)
-    if record.id != folder.id:
-        raise StoreError(f"{folder.record} is the record of {record.id}")
-    return record
-
-
-def _started_at(folder: RunFolder) -> bytes:
-    """Return when a run started, unchecked: good enough to put runs in order."""
-    try:
-        found = _STARTED_AT.search(folder.started.read_bytes())
-    except OSError:
-        return b""
-    return found[1] if found else b""
-
-
-def _load_started(folder: RunFolder) -> Started:
-    try:
-        return _parsed(Started, folder.started.read_bytes(), folder.started)
-    except OSError as error:
-        raise StoreError(f"{folder.started} cannot be read: {error.strerror}") from error
-
-
-def _parsed(kind: type[T], data: bytes, path: Path) -> T:
-    try:
-        return from_bytes(kind, data)
-    except ParseError as error:
-        raise StoreError(f"{path} {error}") from error
