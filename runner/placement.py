@@ -72,6 +72,8 @@ def place(  # noqa: PLR0913, a job, what executes it, where, and who looks on
     if held is None:
         return None
     with held:
+        if not go_on():
+            return None
         return execute(_placed(job, held.gpus), engine=engine, store=store, watcher=watcher, lease=held)
 
 

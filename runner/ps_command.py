@@ -32,7 +32,7 @@ def _row(slot: Slot) -> tuple[str, ...]:
         return (name, "held" if slot.is_held else "free", "", "", "")
     since = shown(said.since)[:19].replace("T", " ")
     if slot.is_held:
-        return (name, shown(said.run_id) or "waits for more slots", shown(said.user), str(said.pid), since)
+        return (name, shown(said.run_id) or "not begun", shown(said.user), str(said.pid), since)
     pid = str(said.container.pid) if said.container else "unknown"
     return (name, f"{shown(said.run_id)}, whose xrun was killed", shown(said.user), pid, since)
 

@@ -145,13 +145,11 @@ def _execute(plan: _Plan, stretch: Stretch, ends: _Ends | None) -> Record | None
     run = job(replace(plan.launch, stretch=stretch), plan.engine, workshop)
     comparison = Comparison(past, stretch, keep_going=plan.words.keep_going)
     usual = watcher(plan.launch, run.started) if ends is None else _quiet(workshop)
-    looking = _looking(usual, comparison, ends.stop if ends else None)
+    looking = _looking(usual, comparison, ends, keep_going=plan.words.keep_going)
     if ends is None:
         return place(run, plan.engine, workshop, looking, plan.launch.here)
     record = place(run, plan.engine, workshop, looking, plan.launch.here, go_on=ends.may_wait)
     if record is not None:
-        if record.verdict is not None and record.verdict.result in _PARTED and not plan.words.keep_going:
-            ends.parted.set()
         said = record.verdict.message if record.verdict else f"{record.status}: {record.message}"
         workshop.say(f"{record.id}: {named(stretch, past.steps)}: {said}")
     return record
@@ -162,7 +160,7 @@ def _quiet(workshop: Workshop) -> Watcher:
     return Watcher(begin=lambda *_: None, event=lambda _: None, end=lambda record: record, say=workshop.say)
 
 
-def _looking(usual: Watcher, comparison: Comparison, stop: threading.Event | None) -> Watcher:
+def _looking(usual: Watcher, comparison: Comparison, ends: _Ends | None, *, keep_going: bool) -> Watcher:
     """Return who looks on at a replay: the usual ones, and the comparison with the run that it repeats."""
     folders: list[RunFolder] = []
 
@@ -171,10 +169,14 @@ def _looking(usual: Watcher, comparison: Comparison, stop: threading.Event | Non
         usual.begin(folder, pid)
 
     def end(record: Record) -> Record:
-        return usual.end(replace(record, verdict=comparison.verdict(record, folders[0].out)))
+        verdict = comparison.verdict(record, folders[0].out)
+        if ends is not None and verdict is not None and verdict.result in _PARTED and not keep_going:
+            # While the slot is still held: whoever gets it next must know.
+            ends.parted.set()
+        return usual.end(replace(record, verdict=verdict))
 
     def look() -> str:
-        return _STOPPED if stop is not None and stop.is_set() else comparison.look(folders[0].out)
+        return _STOPPED if ends is not None and ends.stop.is_set() else comparison.look(folders[0].out)
 
     return replace(usual, begin=begin, end=end, look=look)
 
