@@ -186,6 +186,18 @@ def sweep_arguments(argv: Sequence[str]) -> SweepArguments:
     return words
 
 
+def stop_arguments(argv: Sequence[str]) -> str:
+    """Read the words of `xrun stop`: the run. Raises ConfigError."""
+    parser = _parser("stop")
+    parser.add_argument("run")
+    return str(parser.parse_args(list(argv)).run)
+
+
+def ps_arguments(argv: Sequence[str]) -> None:
+    """Read the words of `xrun ps`, which has none. Raises ConfigError."""
+    _parser("ps").parse_args(list(argv))
+
+
 def trace_arguments(argv: Sequence[str]) -> tuple[str, int | None]:
     """Read the words of `xrun trace`: the run, and the one step that is asked for. Raises ConfigError."""
     parser = _parser("trace")
@@ -218,13 +230,6 @@ def logs_arguments(argv: Sequence[str]) -> tuple[str, bool]:
     parser.add_argument("--follow", "-f", action="store_true")
     words = parser.parse_args(list(argv))
     return words.run, words.follow
-
-
-def stop_arguments(argv: Sequence[str]) -> str:
-    """Read the words of `xrun stop`: the run. Raises ConfigError."""
-    parser = _parser("stop")
-    parser.add_argument("run")
-    return str(parser.parse_args(list(argv)).run)
 
 
 def image_arguments(argv: Sequence[str]) -> tuple[str, str | None]:

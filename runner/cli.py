@@ -16,8 +16,10 @@ Commands:
   ls                        list runs
   show   <run-id>           show one run
   logs   <run-id> [-f]      print what a run printed
-  stop   <run-id>           end a run that SLURM has, with a checkpoint
-  resume <run-id>           go on with a run that was stopped, from its newest checkpoint
+  ps                        this machine's slots, and who holds them
+  stop   <run-id>           end a run after its step, with a checkpoint, wherever it runs
+  resume <run-id>           go on with a run that was stopped, from its newest checkpoint; take up
+                            one whose xrun was killed
   replay <run-id>           run it again from its stored spec and source; compare every step
   bisect <run-id> <run-id>  the step in which two runs part, and the operator that computed other bits in it
   trace  <run-id>           print what each step computed

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from runner import arguments
 from runner.errors import ConfigError
 from runner.listing import follow_log, list_runs, show_run
-from runner.project import find_project, home
+from runner.project import find_project, home, leases
 from runner.store import Run, RunStore
 from runner.sweeps import SweepStore
 from runner.trials import list_sweeps, show_sweep, stop_sweep
@@ -79,13 +79,6 @@ def logs(argv: Sequence[str]) -> int:
     return 0
 
 
-def stop(argv: Sequence[str]) -> int:
-    """End a run for good."""
-    from runner.stop_command import stop_run  # noqa: PLC0415, as above
-
-    return stop_run(_runs(), arguments.stop_arguments(argv), say)
-
-
 @functools.cache
 def _slurm() -> "Slurm":
     from runner.slurm.client import Slurm  # noqa: PLC0415, as above
@@ -114,6 +107,21 @@ def resume(argv: Sequence[str]) -> int:
     from runner.resume_command import resume_run  # noqa: PLC0415, as above
 
     return resume_run(_workshop(), arguments.resume_arguments(argv), tuple(argv))
+
+
+def stop(argv: Sequence[str]) -> int:
+    """End a run after its step, with a checkpoint."""
+    from runner.stop_command import stop_run  # noqa: PLC0415, as above
+
+    return stop_run(_workshop(), arguments.stop_arguments(argv))
+
+
+def ps(argv: Sequence[str]) -> int:
+    """Show the slots of this machine, and who holds them."""
+    from runner.ps_command import print_slots  # noqa: PLC0415, as above
+
+    arguments.ps_arguments(argv)
+    return print_slots(leases(os.environ))
 
 
 def bisect(argv: Sequence[str]) -> int:
@@ -186,9 +194,10 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "ls": ls,
     "show": show,
     "logs": logs,
-    "stop": stop,
     "replay": replay,
     "resume": resume,
+    "stop": stop,
+    "ps": ps,
     "bisect": bisect,
     "trace": trace,
     "image": image,

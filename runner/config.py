@@ -126,6 +126,8 @@ class Scheduler:
     """A rank that finishes no step for this long is given up, with the place where it hangs."""
     grace_s: int = 60
     """After Ctrl-C or SIGTERM, or before SLURM's time is over: time to finish the step and write a checkpoint."""
+    slots: int | None = None
+    """CPU slots of this machine, one a thread of a run; None: as many as CPUs that xrun may use."""
 
     partition: str | None = None
     account: str | None = None

@@ -49,6 +49,7 @@ def places_in_claim(spec: RunSpec, data_recipe: str | None) -> Places:
     """Return where a run's parts are in the claim."""
     run = Path("runs", job_name(spec))
     return Places(
+        store=run.parent,
         source=Path("source", spec.source.replace(":", "-")),
         spec=Path(SPEC),
         out=run / "out",

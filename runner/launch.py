@@ -16,13 +16,11 @@ from runner.container import WHOLE, Conduct, Stretch
 from runner.engines.request import Engine, Limits
 from runner.errors import RunFailed, StoreError
 from runner.execute import Job, Watcher
-from runner.leases import Lease, Need, lease
 from runner.machine import Machine
 from runner.outputs import Event
 from runner.parse import Scalar
 from runner.prepare import Workshop, data_folder
 from runner.progress import Progress
-from runner.project import leases
 from runner.record import Conducted, Record, Started, timestamp
 from runner.run_folder import RunFolder
 from runner.source import Source, stored
@@ -83,20 +81,6 @@ def newest_with_checkpoint(store: RunStore, folder: RunFolder, facts: Started) -
     return next(filter(has_checkpoint, folder.outs), folder.out)
 
 
-def room_for(spec: RunSpec, here: Machine, waiting: Callable[[str], bool], *, ranks: int | None = None) -> Lease | None:
-    """Hold what a run needs of this machine; waits its turn. Raises StoreError."""
-    gpus = machine.leasable(spec.hardware, here)
-    count = ranks or spec.ranks
-    on_gpu = spec.hardware.device == "cuda"
-    need = Need(
-        gpus=tuple(gpu.uuid for gpu in gpus),
-        gpu_count=count if on_gpu else 0,
-        cpu_slots=0 if on_gpu else count * spec.hardware.threads,
-    )
-    slots = len(os.sched_getaffinity(0))
-    return lease(leases(os.environ), need, slots, waiting=waiting)
-
-
 def _on_one_node(past: Conducted) -> Conducted:
     """Return how a run is conducted where one node has all its ranks: within the limits of all nodes together."""
     limits, nodes = past.limits, past.nodes
@@ -109,21 +93,22 @@ def _on_one_node(past: Conducted) -> Conducted:
     return replace(past, limits=together, nodes=1)
 
 
-def job(launch: Launch, engine: Engine, workshop: Workshop, room: Lease | None = None) -> Job:
-    """Return what is executed. Raises ImageError where data that is to be mounted is not what is pinned."""
-    spec, conducted = launch.spec, launch.conducted
+def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:
+    """Return what is executed, once it holds what it needs.
+
+    Raises ImageError where data that is to be mounted is not what is pinned.
+    """
+    how = conduct(launch)
     return Job(
-        spec=spec,
-        started=started(launch, engine.name),
+        spec=launch.spec,
+        started=started(launch, engine.name, how.nonce),
         source=launch.source.folder,
         data=data_of(launch, engine.name, workshop),
-        conduct=conduct(launch, room.gpus if room else ()),
-        timeout_s=conducted.scheduler.timeout_s,
-        grace_s=conducted.scheduler.grace_s,
+        conduct=how,
     )
 
 
-def conduct(launch: Launch, gpus: tuple[str, ...]) -> Conduct:
+def conduct(launch: Launch, gpus: tuple[str, ...] = ()) -> Conduct:
     """Return how a launch is conducted on the GPUs (by UUID) that it has, with a nonce of its own."""
     conducted = launch.conducted
     return Conduct(
@@ -148,7 +133,7 @@ def data_of(launch: Launch, engine: str, workshop: Workshop) -> Path | None:
     return data_folder(recipe or spec.image.ref, spec.data, workshop)
 
 
-def started(launch: Launch, engine: str) -> Started:
+def started(launch: Launch, engine: str, nonce: str | None = None) -> Started:
     """Return what is known of an execution before its container exists."""
     spec = launch.spec
     return Started(
@@ -164,6 +149,7 @@ def started(launch: Launch, engine: str) -> Started:
         started_at=timestamp(time.time()),
         host=host_facts(launch.here, engine),
         conducted=launch.conducted,
+        nonce=nonce,
         replay_of=launch.replay_of,
         continues=launch.continues,
         sweep=launch.sweep,

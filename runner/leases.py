@@ -226,8 +226,7 @@ def _why(folder: Path, names: list[str], outlives: Outlives, before: int) -> str
     """Return in one line who holds slots."""
     held = [said for name in names if (said := holder(_look(folder, name), outlives))]
     more = [f"{len(held) - _NAMED_AT_MOST} more are held"] if len(held) > _NAMED_AT_MOST else []
-    line = ["others came first"] if before else []
-    return "; ".join([*held[:_NAMED_AT_MOST], *more, *line])
+    return "; ".join([*held[:_NAMED_AT_MOST], *more]) or ("others came first" if before else "")
 
 
 def holder(slot: Slot, outlives: Outlives = _unknown) -> str:

@@ -34,7 +34,7 @@ class Note:
     since: str
     """UTC, as `timestamp` writes it."""
     run: str = ""
-    """The run's folder; empty while the slot is held for a run that waits for more."""
+    """The run's folder; empty while there is none yet, or the slot is held for one that waits for more."""
     engine: str = ""
     container: Process | None = None
     """The container's first process; None where it is out of sight, or has not started."""
@@ -84,7 +84,7 @@ class Slot:
             return f"{self.label} is held"
         run, user = shown(said.run_id), shown(said.user)
         if self.is_held:
-            what = f"held by {run}" if run else "kept for a run that waits for more"
+            what = f"held by {run}" if run else "taken"
             return f"{self.label} is {what} ({user}, pid {said.pid})"
         whose = "" if said.user == reader else f" ({user})"
         return (

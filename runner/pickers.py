@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from runner.execute import Halt
 from runner.outputs import Event
 from runner.plan import Plan
 from runner.record import Record
@@ -18,6 +17,7 @@ from runner.store import Run, RunStore
 from runner.sweep_table import SweepTable
 from runner.sweeps import SweepFacts
 from runner.terminal import number_of
+from runner.terms import Halt
 from runner.trials import same_spec, values_of
 
 # What a trial that is started again goes on from; the rest is tried again only where that is asked for.

@@ -8,15 +8,14 @@ from runner.conf.words import show_config, show_info
 from runner.container import DATA, OUT, SOURCE, SPEC
 from runner.engines.select import pick
 from runner.errors import ConfigError
-from runner.execute import execute
 from runner.k8s_command import manifest, require_dry_run
 from runner.launch import job, report, watcher
 from runner.levels import PRICES
+from runner.placement import place
 from runner.plan import Plan, Planner, launch_of, use_of
 from runner.prepare import Workshop, make_ready
-from runner.slurm_command import described, node_engine, place, placement_of
+from runner.slurm_command import described, node_engine, placement_of, submit_run
 from runner.source import snapshot
-from runner.store import RunStore
 
 
 def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...]) -> int:
@@ -51,8 +50,8 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
     level = plan.spec.determinism.level
     price = f" ({PRICES[level]})" if level in PRICES else ""
     workshop.say(f"{image}, engine {engine.name}, level {level}{price}")
-    store = RunStore(workshop.project.runs)
-    record = execute(run, engine=engine, store=store, watcher=watcher(launch, run.started))
+    record = place(run, engine, workshop, watcher(launch, run.started), plan.here)
+    assert record is not None, "nobody ends this wait"
     return report(record, workshop.say)
 
 
@@ -63,7 +62,7 @@ def _on_slurm(plan: Plan, workshop: Workshop, words: RunArguments, argv: tuple[s
     if words.dry_run:
         sys.stdout.write(described(placement, workshop))
         return 0
-    return place(placement, workshop, detach=words.detach, offline=words.offline, hint=plan.relock)
+    return submit_run(placement, workshop, detach=words.detach, offline=words.offline, hint=plan.relock)
 
 
 def _manifest(plan: Plan) -> str:

@@ -12,12 +12,13 @@ from runner.checkpoints import has_checkpoint
 from runner.container import Stretch
 from runner.engines.request import Engine
 from runner.engines.select import pick
-from runner.execute import Halt, Watcher, execute
-from runner.launch import Launch, job, newest_with_checkpoint, room_for
+from runner.execute import Watcher, execute
+from runner.launch import Launch, job, newest_with_checkpoint
 from runner.leases import Lease
 from runner.levels import is_resumable
 from runner.outputs import Event
 from runner.pickers import Grid, Search, Trial
+from runner.placement import need_of, placed, room_for
 from runner.plan import Plan, launch_of
 from runner.prepare import Workshop, make_ready
 from runner.record import Record, Started
@@ -26,6 +27,7 @@ from runner.store import RunStore
 from runner.sweep import Loop
 from runner.sweep_table import SweepTable
 from runner.sweeps import SweepFolder
+from runner.terms import Halt
 from runner.tracked import subject_of
 from runner.tracking import Tracker
 
@@ -58,7 +60,8 @@ def run_trials(stage: Stage, plans: Sequence[Plan]) -> None:
             loop.settle()
             return stage.table.wait(why)
 
-        return room_for(trial.plan.spec, trial.plan.here, waiting)
+        plan = trial.plan
+        return room_for(need_of(plan.spec, None, plan.here), plan.config.scheduler, stage.workshop, waiting)
 
     try:
         loop.run(stage.picker, hold, partial(_run_trial, stage))
@@ -87,9 +90,9 @@ def _prepare(stage: Stage, plans: Iterable[Plan]) -> None:
 def _run_trial(stage: Stage, trial: Trial, room: Lease) -> Record:
     launch, engine = _launch(stage, trial), stage.engines[trial.plan.config.engine]
     with room:
-        run = job(launch, engine, stage.workshop, room)
+        run = placed(job(launch, engine, stage.workshop), room.gpus)
         watcher = _watcher(stage, trial, launch, run.started, room)
-        return execute(run, engine=engine, store=stage.store, watcher=watcher)
+        return execute(run, engine=engine, store=stage.store, watcher=watcher, lease=room)
 
 
 def _launch(stage: Stage, trial: Trial) -> Launch:
@@ -111,7 +114,6 @@ def _watcher(stage: Stage, trial: Trial, launch: Launch, started: Started, room:
     from_s = time.monotonic()
 
     def begin(folder: RunFolder, pid: int | None) -> None:
-        room.note(folder.path, started.engine, pid)
         stage.table.start(trial.number, trial.words, room.label, folder.id)
         tracker.begin(folder, pid)
 

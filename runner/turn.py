@@ -134,13 +134,10 @@ def job_of_turn(turn: Turn, launch: Launch) -> Job:
             master_port=int(os.environ["XRUN_MASTER_PORT"]),
         )
         how = replace(how, node=place)
-    scheduler = launch.conducted.scheduler
     return Job(
         spec=turn.spec,
-        started=replace(turn.started, host=host_facts(launch.here, turn.order.engine)),
+        started=replace(turn.started, host=host_facts(launch.here, turn.order.engine), nonce=how.nonce),
         source=Path(turn.order.source),
         data=Path(turn.order.data) if turn.order.data else None,
         conduct=how,
-        timeout_s=scheduler.timeout_s,
-        grace_s=scheduler.grace_s,
     )

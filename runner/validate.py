@@ -34,6 +34,7 @@ _AT_LEAST: Mapping[str, int] = {
     "sweep.seed": 0,
     "scheduler.array_parallelism": 0,
     "scheduler.max_requeues": 0,
+    "scheduler.slots": 1,
 }
 
 _MATCH: Mapping[str, tuple[re.Pattern[str], str]] = {
@@ -81,6 +82,8 @@ def _value(config: Config, place: str) -> object:
 def _out_of_bounds(config: Config) -> Iterator[Mistake]:
     for place, least in _AT_LEAST.items():
         value = _value(config, place)
+        if value is None:
+            continue
         assert isinstance(value, int)
         if not least <= value < 1 << 63:
             bound = f"at least {least}" if value < least else "below 2^63"

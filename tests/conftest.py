@@ -10,8 +10,8 @@ from bare_machine import BareMachine, bare_machine, readme_block
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_slots(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Let the runs of these tests wait for each other alone, and not for whoever else uses this machine."""
+def leases(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Give out the slots of this machine anew: two sessions of tests do not wait for each other."""
     os.environ["XRUN_LEASES"] = str(tmp_path_factory.mktemp("leases") / "xrun")
 
 

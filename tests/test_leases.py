@@ -88,9 +88,7 @@ def test_what_is_held_cannot_be_had_before_it_is_let_go(folder: Path) -> None:
 
 def test_whoever_waits_is_told_who_holds_the_slots(folder: Path) -> None:
     with taken(folder, Need(cpu_slots=1), 1) as held:
-        assert why_not(folder, Need(cpu_slots=1), 1) == (
-            f"cpu slot 0 is kept for a run that waits for more ({USER}, pid {os.getpid()})"
-        )
+        assert why_not(folder, Need(cpu_slots=1), 1) == (f"cpu slot 0 is taken ({USER}, pid {os.getpid()})")
         held.note(Path("/store/said-0123abcd-1"), "host", None)
         assert why_not(folder, Need(cpu_slots=1), 1) == (
             f"cpu slot 0 is held by said-0123abcd-1 ({USER}, pid {os.getpid()})"
@@ -112,7 +110,7 @@ def test_gpus_are_given_in_the_order_of_preference_and_by_their_uuids(folder: Pa
     with taken(folder, Need(gpus=uuids, gpu_count=2)) as one, taken(folder, Need(gpus=uuids, gpu_count=1)) as other:
         assert (one.gpus, other.gpus) == (uuids[:2], uuids[2:])
         assert (one.label, one.cpu_slots) == ("GPU-5f2a…,GPU-1b3c…", ())
-        assert why_not(folder, Need(gpus=uuids[:1], gpu_count=1)).startswith("GPU-5f2a000… is kept for")
+        assert why_not(folder, Need(gpus=uuids[:1], gpu_count=1)).startswith("GPU-5f2a000… is taken")
 
 
 def test_a_run_on_cpus_does_not_wait_behind_one_that_waits_for_a_gpu(folder: Path) -> None:
@@ -153,7 +151,7 @@ def test_a_request_for_two_slots_is_not_starved_by_requests_for_one(folder: Path
     until(lambda: len(list(folder.glob("cpu-*.ticket"))) == 4)
     first[0].let_go()
     # One slot is free, and would do for any of the small ones; the one that came first keeps it.
-    until(lambda: "kept for a run that waits for more" in why_not(folder, Need(cpu_slots=1), 2))
+    until(lambda: "is taken" in why_not(folder, Need(cpu_slots=1), 2))
     first[1].let_go()
     assert large.got() == "cpu 0,1"
     large.let_go()
@@ -393,7 +391,7 @@ def test_a_note_cannot_drive_the_terminal_of_who_reads_it(folder: Path) -> None:
 def test_ctrl_c_ends_the_wait_and_leaves_no_ticket(folder: Path) -> None:
     with taken(folder, Need(cpu_slots=1), 1):
         waiter = LeaseProcess(folder, 1, cpu_slots=1, options={"stderr": subprocess.DEVNULL})
-        assert waiter.line().startswith("cpu slot 0 is kept")
+        assert waiter.line().startswith("cpu slot 0 is taken")
         waiter.process.send_signal(signal.SIGINT)
         waiter.end()
         assert list(folder.glob("*.ticket")) == []
@@ -432,9 +430,7 @@ def test_two_users_share_the_slots(other_user: tuple[Path, dict[str, Any]]) -> N
     assert me.got() == "cpu 0"
     other = LeaseProcess(folder, 2, python=python, cpu_slots=1, options=dict(options))
     assert other.got() == "cpu 1"
-    assert f"cpu slot 0 is kept for a run that waits for more ({USER}, pid {me.pid}); cpu slot 1 is kept" in why_not(
-        folder, Need(cpu_slots=1), 2
-    )
+    assert f"cpu slot 0 is taken ({USER}, pid {me.pid}); cpu slot 1 is taken" in why_not(folder, Need(cpu_slots=1), 2)
     me.let_go()
     # Each has the other's file, whose maker it is not.
     again = LeaseProcess(folder, 2, python=python, cpu_slots=1, options=dict(options))
