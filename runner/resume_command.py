@@ -71,7 +71,10 @@ def _taken_up(workshop: Workshop, words: ResumeArguments, folder: RunFolder, sto
             raise
         return None  # it is to go on by another engine, perhaps on another machine
     workshop.say(f"{folder.id}: its xrun was killed; looking for what it left, engine {name}")
-    return adopt(folder, engine=engine, store=store, watcher=onlooker(), leases=leases(os.environ))
+    record = adopt(folder, engine=engine, store=store, watcher=onlooker(), leases=leases(os.environ))
+    if record is not None and record.replay_of is not None:
+        workshop.say(f"what compared it with {record.replay_of} ended with its xrun; xrun replay {record.replay_of}")
+    return record
 
 
 def _resumable(run: Run, spec: RunSpec) -> Started:
