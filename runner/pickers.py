@@ -50,6 +50,11 @@ class Trial:
         return self.plan.spec.digest, self.plan.spec.run_stem
 
 
+def is_orphan(run: Run | None) -> bool:
+    """Say whether a run has no record, and no xrun that would write one."""
+    return run is not None and run.status == "interrupted" and not isinstance(run.facts, Record)
+
+
 class Grid:
     """The trials of a grid, in order."""
 
@@ -66,6 +71,13 @@ class Grid:
         self._account = account
         self._force = force
         self.failed: list[int] = []
+
+    def orphans(self) -> list[Trial]:
+        """Return the trials of which something may still run that a killed xrun has started."""
+        newest = {trial.number: self._runs[trial.number][-1] for trial in self._left if self._runs.get(trial.number)}
+        found = [replace(t, past=newest[t.number]) for t in self._left if is_orphan(newest.get(t.number))]
+        self._left = deque(trial for trial in self._left if not is_orphan(newest.get(trial.number)))
+        return found
 
     def peek(self) -> Trial | None:
         """Return the next trial that is neither done nor running somewhere; None where there is none now."""
@@ -98,11 +110,14 @@ class Grid:
     def see(self, trial: Trial, event: Event) -> Halt | None:
         """Take in what a trial says while it runs; a grid ends none early."""
 
-    def end(self, trial: Trial, record: Record) -> None:
-        """Take in how a trial ended; one that failed comes again while it may."""
+    def end(self, trial: Trial, record: Record | None) -> None:
+        """Take in how a trial ended; one that failed, or an orphan of which nothing was left, comes again."""
+        if record is None:
+            self._left.appendleft(trial)
+            return
         run = self._account.store.look(self._account.store.find(record.id))
         own = self._runs.setdefault(trial.number, [])
-        own.append(run)
+        own[:] = [earlier for earlier in own if earlier.folder.id != run.folder.id] + [run]
         self._account.table.end(trial.number, record, values_of(run, self._account.facts.metrics))
         if record.status == "done" or record.status in _UNFINISHED:
             return
@@ -143,6 +158,13 @@ class Search:
         self._lock = threading.Lock()
         self.failed: list[int] = []
 
+    def orphans(self) -> list[Trial]:
+        """Return the trials of which something may still run that a killed xrun has started."""
+        newest = {number: runs[-1] for number, runs in self._runs.items()}
+        found = [self._trial(asked) for asked in self._begun if is_orphan(newest.get(asked.number))]
+        self._begun = deque(asked for asked in self._begun if not is_orphan(newest.get(asked.number)))
+        return found
+
     def peek(self) -> Trial | None:
         """Return a trial like the next one; None where no more are to be started."""
         while self._begun and self._settled(self._begun[0]):
@@ -159,16 +181,18 @@ class Search:
         """Return the next trial, None where it turned out to be done."""
         with self._lock:
             asked = self._begun.popleft() if self._begun else self._study.ask()
-        own = self._runs.get(asked.number, [])
-        trial = Trial(
-            number=asked.number, words=asked.words, plan=self._plan(asked.words), past=own[-1] if own else None
-        )
-        found = None if self._force or own else same_spec(self._account.store, *trial.spec)
+        trial = self._trial(asked)
+        found = None if self._force or trial.past else same_spec(self._account.store, *trial.spec)
         if found is None or found.status != "done":
             return trial
         self._tell(asked.number, found)
         self._account.table.skip(asked.number, found.folder.id, values_of(found, self._account.facts.metrics))
         return None
+
+    def _trial(self, asked: Asked) -> Trial:
+        own = self._runs.get(asked.number, [])
+        past = own[-1] if own else None
+        return Trial(number=asked.number, words=asked.words, plan=self._plan(asked.words), past=past)
 
     def see(self, trial: Trial, event: Event) -> Halt | None:
         """Take in what a trial says while it runs; one that does worse than others did is ended."""
@@ -183,8 +207,11 @@ class Search:
             return None
         return Halt(status="pruned", message=f"{metric} {value:.6g} at step {step:.0f} is worse than others were then")
 
-    def end(self, trial: Trial, record: Record) -> None:
-        """Tell the study how a trial ended; one that failed comes again while it may."""
+    def end(self, trial: Trial, record: Record | None) -> None:
+        """Tell the study how a trial ended; one that failed, or an orphan of which nothing was left, comes again."""
+        if record is None:
+            self._begun.appendleft(Asked(number=trial.number, words=trial.words))
+            return
         store, facts = self._account.store, self._account.facts
         run = store.look(store.find(record.id))
         self._runs.setdefault(trial.number, []).append(run)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar
 
@@ -26,6 +27,9 @@ R = TypeVar("R", bound=Room)
 class Picker(Protocol[Trial]):
     """Which trials there are, and in which order."""
 
+    def orphans(self) -> list[Trial]:
+        """Return the trials of which something may still run that a killed xrun has started."""
+
     def peek(self) -> Trial | None:
         """Return a trial that needs the room of the next one; None where none is to be started now."""
 
@@ -35,8 +39,8 @@ class Picker(Protocol[Trial]):
     def take(self) -> Trial | None:
         """Return the next trial, picked knowing all that has ended: its room is held. None: it need not run."""
 
-    def end(self, trial: Trial, record: Record) -> None:
-        """Take in how a trial ended."""
+    def end(self, trial: Trial, record: Record | None) -> None:
+        """Take in how a trial ended; None: nothing was left of an orphan, and it is to be started."""
 
 
 class Loop:
@@ -50,12 +54,19 @@ class Loop:
         self._error: BaseException | None = None
 
     def run(
-        self, picker: Picker[Trial], hold: Callable[[Trial], R | None], execute: Callable[[Trial, R], Record]
+        self,
+        picker: Picker[Trial],
+        hold: Callable[[Trial], R | None],
+        execute: Callable[[Trial, R], Record],
+        adopt: Callable[[Trial], Record | None],
     ) -> None:
         """Run all trials. Raises the first error that is no trial's own, after those that run have ended.
 
-        `hold` waits for a trial's room and calls `settle` while it does; None where there is to be none.
+        `hold` waits for a trial's room and calls `settle` while it does; None where there is to be none. `adopt`
+        follows an orphan, whose room is still its own.
         """
+        for orphan in picker.orphans():
+            self._start(picker, orphan, partial(adopt, orphan))
         while self._error is None:
             self.settle()
             trial = None if self._jobs is not None and self._running >= self._jobs else picker.peek()
@@ -70,7 +81,7 @@ class Loop:
             if (trial := picker.take()) is None:
                 room.release()
             else:
-                self._start(picker, trial, room, execute)
+                self._start(picker, trial, partial(execute, trial, room))
         self.wait()
 
     def wait(self) -> None:
@@ -90,20 +101,20 @@ class Loop:
         except Empty:
             pass
 
-    def _start(self, picker: Picker[Trial], trial: Trial, room: R, execute: Callable[[Trial, R], Record]) -> None:
+    def _start(self, picker: Picker[Trial], trial: Trial, execute: Callable[[], Record | None]) -> None:
         def work() -> None:
             try:
-                record = execute(trial, room)
+                record = execute()
             except BaseException as error:  # noqa: BLE001, it is raised where the sweep is waited for
-                self._ended.put(lambda error=error: self._fail(error))  # type: ignore[misc]
+                self._ended.put(partial(self._fail, error))
             else:
-                self._ended.put(lambda: self._end(picker, trial, record))
+                self._ended.put(partial(self._end, picker, trial, record))
 
         self._running += 1
         # A daemon: a second Ctrl-C does not wait for it.
         threading.Thread(target=work, daemon=True).start()
 
-    def _end(self, picker: Picker[Trial], trial: Trial, record: Record) -> None:
+    def _end(self, picker: Picker[Trial], trial: Trial, record: Record | None) -> None:
         self._running -= 1
         picker.end(trial, record)
 

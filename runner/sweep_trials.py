@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from runner.adopt import adopt, onlooker
 from runner.checkpoints import has_checkpoint
 from runner.container import Stretch
 from runner.engines.request import Engine
-from runner.engines.select import pick
+from runner.engines.select import pick, pick_recorded
 from runner.execute import Watcher, execute
 from runner.launch import Launch, job, newest_with_checkpoint
 from runner.leases import Lease
@@ -21,6 +22,7 @@ from runner.pickers import Grid, Search, Trial
 from runner.placement import need_of, placed, room_for
 from runner.plan import Plan, launch_of
 from runner.prepare import Workshop, make_ready
+from runner.project import leases
 from runner.record import Record, Started
 from runner.run_folder import RunFolder
 from runner.store import RunStore
@@ -64,7 +66,7 @@ def run_trials(stage: Stage, plans: Sequence[Plan]) -> None:
         return room_for(need_of(plan.spec, None, plan.here), plan.config.scheduler, stage.workshop, waiting)
 
     try:
-        loop.run(stage.picker, hold, partial(_run_trial, stage))
+        loop.run(stage.picker, hold, partial(_run_trial, stage), partial(_adopt, stage))
     except KeyboardInterrupt:
         stage.table.say("stopping every trial after its step, with a checkpoint; Ctrl-C again stops at once")
         stage.stop.set()
@@ -93,6 +95,26 @@ def _run_trial(stage: Stage, trial: Trial, room: Lease) -> Record:
         run = placed(job(launch, engine, stage.workshop), room.gpus)
         watcher = _watcher(stage, trial, launch, run.started, room)
         return execute(run, engine=engine, store=stage.store, watcher=watcher, lease=room)
+
+
+def _adopt(stage: Stage, trial: Trial) -> Record | None:
+    """Follow what a killed xrun has left of a trial; None where nothing is left."""
+    assert trial.past is not None
+    assert trial.past.facts is not None
+    engine = pick_recorded(trial.past.facts.engine, stage.workshop.images)
+    usual = onlooker()
+
+    def begin(folder: RunFolder, _pid: int | None) -> None:
+        stage.table.start(trial.number, trial.words, "taken up", folder.id)
+
+    watcher = replace(
+        usual,
+        begin=begin,
+        event=partial(stage.table.event, trial.number),
+        say=stage.table.say,
+        look=lambda: _STOPPED if stage.stop.is_set() else None,
+    )
+    return adopt(trial.past.folder, engine=engine, store=stage.store, watcher=watcher, leases=leases(os.environ))
 
 
 def _launch(stage: Stage, trial: Trial) -> Launch:

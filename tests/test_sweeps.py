@@ -281,3 +281,18 @@ def _logged(file: Path) -> "dict[str, Any]":
         if record["type"] == "summary":
             summary |= record["summary"]["update"]
     return {"run": next(record["run"] for record in records if record["type"] == "run"), "summary": summary}
+
+
+def test_what_a_killed_sweep_had_started_is_taken_up_by_the_next_start(bench: Bench) -> None:
+    holds = [holding(bench, "1"), holding(bench, "2")]
+    started = Started(bench, "model.x=1,2,3")
+    started.until(lambda: len(list((bench.folder / "runs").glob("curve-*/out/metrics.jsonl"))) == 2)
+    started.process.kill()
+    started.process.wait()
+    again = Started(bench, "model.x=1,2,3")
+    again.until(lambda: again.said.read_text().count("on taken up: curve-") == 2)
+    for hold in holds:
+        hold.unlink()
+    assert again.process.wait() == 0, again.said.read_text()
+    assert [status for _, status, _ in trials(bench)] == ["done"] * 3
+    assert Counter(run["trial"] for run in runs(bench)) == {0: 1, 1: 1, 2: 1}
