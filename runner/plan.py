@@ -19,7 +19,8 @@ from runner.resolve import run_spec
 from runner.source import Source
 from runner.spec import RunSpec
 
-_SELECTIONS = ("experiment", "hardware", "image")
+# With the scheduler, for what hardware may ask depends on it.
+_SELECTIONS = ("experiment", "hardware", "image", "scheduler")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,7 +125,7 @@ def job_of_turn(turn: Turn, launch: Launch) -> Job:
     gpus = allotted(launch.here.gpus, os.environ)
     if len(gpus) < turn.gpu_count:
         raise HardwareError(f"SLURM gave {len(gpus)} GPUs of this node to the run, which needs {turn.gpu_count}")
-    how = conduct(launch, gpus[: turn.gpu_count])
+    how = replace(conduct(launch, gpus[: turn.gpu_count]), nonce=turn.files.nonce.read_text())
     if turn.nodes > 1:
         place = Node(
             count=turn.nodes,

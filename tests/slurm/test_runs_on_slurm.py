@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from host_project import make_bench
 
 from runner.run_folder import RunFolder
-from slurm.cluster import NODES, until
+from slurm.cluster import NODES, Cluster, until
 from slurm.conftest import HOST, LONG, SlurmBench, interrupt, shim
 
 SHORT = ("training.steps=30",)
@@ -86,7 +87,7 @@ def end_the_time(bench: SlurmBench, run: RunFolder) -> None:
 def lose_the_node(bench: SlurmBench, run: RunFolder) -> None:
     node = bench.cluster.run("squeue", "-h", "-j", bench.job(run), "-o", "%N").stdout.strip()
     bench.cluster.kill_node(node)
-    assert not writes_to(run.out)
+    until(lambda: not writes_to(run.out), "nothing of it runs")
     until(lambda: bench.cluster.state(bench.job(run)) != "RUNNING", "SLURM misses the node", 90)
     bench.cluster.start_node(node)
 
