@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_the_machine_whose_checkpoint_is_taken_up_is_remembered(run: RunFolder) 
 def test_what_an_earlier_attempt_left_running_is_ended_and_nothing_else(run: RunFolder, tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "XRUN_OUT": str(run.out)}
     host = subprocess.Popen(["sleep", "1000"], env=environment)
-    sandbox = subprocess.Popen(["sh", "-c", "sleep 1000; :", "--bind", str(run.out), "/out"])
+    sandbox = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", "--bind", str(run.out), "/out"])
     other = subprocess.Popen(["sleep", "1000"], env={**environment, "XRUN_OUT": str(tmp_path)})
     try:
         assert end_processes(run.out) == 2

@@ -20,7 +20,7 @@ SMALL = (
 
 
 def run(machine: BareMachine, *words: str, **variables: str) -> "dict[str, object]":
-    machine.xrun(*SMALL, *words, **variables)
+    machine.xrun(*SMALL, *words, check=True, **variables)
     return dict(json.loads(machine.xrun("show", "last", "--json").stdout))
 
 
