@@ -34,7 +34,14 @@ class Terminated(KeyboardInterrupt):
 def main() -> int:
     """Do what the batch script asks for, and return its exit code."""
     verb, path = sys.argv[1:]
-    turn = turn_of(RunFolder(path=Path(path)), os.environ)
+    try:
+        turn = turn_of(RunFolder(path=Path(path)), os.environ)
+        if verb == "run" and turn.is_first:
+            # Held while it runs: a second job of the same run ends here.
+            turn = replace(turn, folder=turn.store.take(turn.folder))
+    except XrunError as error:
+        _say(str(error))
+        return error.exit_code
     try:
         return {"begin": _begin, "reap": _reap, "run": _run}[verb](turn)
     except RunFailed as error:  # recorded already
@@ -84,9 +91,6 @@ def _reap(turn: Turn) -> int:
 
 def _run(turn: Turn) -> int:
     """Run this node's part of the attempt."""
-    if turn.is_first:
-        # Held while it runs: a second job of the same run ends here.
-        turn = replace(turn, folder=turn.store.take(turn.folder))
     engine = node_engine(turn.order.engine)
     launch = launch_turn(turn, machine.probe())
     run = job_of_turn(turn, launch)

@@ -1,6 +1,7 @@
 """The attempts of a run: each has an `out` of its own, and goes on from the newest checkpoint of those before it."""
 
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def begin_attempt(folder: RunFolder) -> None:
             folder.out.rename(earlier / "out")
             durable.sync_folder(earlier)
         folder.out.mkdir(exist_ok=True)
+        durable.write(files.nonce, secrets.token_hex(16).encode(), mode=0o600)
         files.begun.touch()
         durable.sync_folder(folder.path)
     except OSError as error:

@@ -74,6 +74,11 @@ class SlurmFiles:
         return self.folder / "machine.json"
 
     @property
+    def nonce(self) -> Path:
+        """Of the present attempt, the same on all its nodes."""
+        return self.folder / "nonce"
+
+    @property
     def exit_file(self) -> Path:
         """Left by the batch script when it ends."""
         return self.folder / "exit.json"

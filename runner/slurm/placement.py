@@ -118,8 +118,16 @@ def states(folders: Sequence[RunFolder], slurm: Slurm, *, fresh: bool = False) -
     for folder in folders:
         if folder.id in gone:
             job = gone[folder.id]
-            found[folder.id] = accounts.get(job or "") or left_behind(SlurmFiles(folder).exit_code())
+            found[folder.id] = accounts.get(job or "") or _forgotten(SlurmFiles(folder))
     return found
+
+
+def _forgotten(files: SlurmFiles) -> JobState:
+    """Return how a job is that SLURM knows no more: of an array, it forgets at once a task that never ran."""
+    exit_code = files.exit_code()
+    if exit_code is None and files.is_cancelled.exists():
+        return JobState(word="cancelled", reason="before it began")
+    return left_behind(exit_code)
 
 
 def _as_begun(state: JobState, files: SlurmFiles, asked_at: float) -> JobState:

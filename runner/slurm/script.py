@@ -61,7 +61,7 @@ def batch_script(batch: Batch, size: Size, scheduler: Scheduler, runtime: Runtim
         *_directives(batch, size, scheduler),
         "",
         *_where(batch, runtime),
-        *scheduler.setup,
+        *(("", *scheduler.setup) if scheduler.setup else ()),
         "",
         _COMMON.strip("\n"),
         "",

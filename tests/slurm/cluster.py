@@ -13,7 +13,7 @@ from typing import Any
 
 NODES = ("node1", "node2")
 GPUS = 4
-LIMIT_S = 60.0
+LIMIT_S = 180.0
 
 _CONF = """\
 ClusterName=xrun
@@ -165,7 +165,7 @@ class Cluster:
     def run(self, *argv: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Run one of SLURM's commands."""
         environment = {**os.environ, **self.environment}
-        return subprocess.run(argv, env=environment, capture_output=True, text=True, check=check, timeout=60)
+        return subprocess.run(argv, env=environment, capture_output=True, text=True, check=check, timeout=180)
 
     def state(self, job: str) -> str:
         """Return a job's state, as the controller has it."""

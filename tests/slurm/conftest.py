@@ -72,7 +72,7 @@ class SlurmBench(Bench):
 
     def ended(self, run: RunFolder) -> "dict[str, object]":
         """Wait for a run's record and return it."""
-        until(run.record.exists, f"{run.id} has a record; {self.said(run)}", 120)
+        until(run.record.exists, f"{run.id} has a record; {self.said(run)}", 300)
         return self.record(run.id)
 
     def said(self, run: RunFolder) -> str:
@@ -162,4 +162,4 @@ def shim(folder: Path, program: str, lines: str) -> str:
 def interrupt(process: "subprocess.Popen[str]") -> str:
     """Press Ctrl-C, and return what the command said on stderr."""
     process.send_signal(signal.SIGINT)
-    return process.communicate(timeout=60)[1]
+    return process.communicate(timeout=180)[1]
