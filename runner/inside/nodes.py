@@ -10,6 +10,8 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from datetime import timedelta
 from typing import TYPE_CHECKING, Callable
 
@@ -17,7 +19,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined, unused-igno
 
 from runner.inside.causes import speak_for_node
 from runner.inside.judge import WITHOUT_FIRST, Judge, State, Word
-from runner.inside.network import reached
+from runner.inside.network import LOOPBACK, reached
 from runner.inside.refusal import Called, Refused
 
 if TYPE_CHECKING:
@@ -65,22 +67,17 @@ class Line:
 
     def _opened(self) -> TCPStore:
         """Open the store. Raises Refused where the nodes cannot meet."""
-        node = self._node
+        node, why = self._node, "what listens there is not node 0"
         try:
             if not node.is_first:
                 reached(node.master_address, node.master_port, _ARRIVAL_S)
-            return TCPStore(
-                node.master_address,
-                node.master_port,
-                is_master=node.is_first,
-                timeout=timedelta(seconds=self._silence_s),
-                wait_for_workers=False,
-                # torch's launcher opens the same one once more.
-                multi_tenant=True,
-            )
+            # Aside, for it waits without an end where something else listens.
+            return ThreadPoolExecutor(1).submit(_store, node, self._silence_s).result(self._silence_s)
+        except FutureTimeoutError:
+            pass
         except (RuntimeError, OSError) as error:
-            at, why = f"{node.master_address}:{node.master_port}", str(error).splitlines()[0]
-            raise Refused(f"the nodes cannot meet at {at}: {why}") from None
+            why = str(error).splitlines()[0]
+        raise Refused(f"the nodes cannot meet at {node.master_address}:{node.master_port}: {why}")
 
     def _unmark(self) -> None:
         if self._node.is_first:
@@ -161,6 +158,19 @@ class Line:
     def _call(self, _signal: int, _frame: object) -> None:
         if not self._is_sealed:
             raise Called
+
+
+def _store(node: Node, timeout_s: float) -> TCPStore:
+    return TCPStore(
+        # It listens on all interfaces; node 0's own name may not be known yet.
+        LOOPBACK if node.is_first else node.master_address,
+        node.master_port,
+        is_master=node.is_first,
+        timeout=timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+        # torch's launcher opens the same one once more.
+        multi_tenant=True,
+    )
 
 
 def _key(number: int) -> str:

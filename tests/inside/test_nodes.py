@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from inside.two_nodes import Nodes, first_error, is_running, run_on_nodes, until
 from runner.inside import self_test
 from runner.inside.digests import digest_of_file
 from runner.inside.job import Job
+from runner.inside.network import LOOPBACK
 from runner.outputs import failure
 
 ELASTIC: dict[str, Any] = {"ranks": 4, "determinism__level": "elastic"}
@@ -147,6 +149,16 @@ def test_a_node_that_computes_other_bits_is_refused(tmp_path: Path) -> None:
     assert 0 not in (first.exit_code, second.exit_code)
     assert text.startswith("error: on node 1: this machine computes other bits than node 0: ")
     assert text.endswith("\n\nhint: take nodes of one kind\n")
+
+
+def test_a_port_that_is_taken_on_node_0_ends_all_nodes_and_is_named(tmp_path: Path) -> None:
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        port = str(taken.getsockname()[1])
+        first, second = run_on_nodes(
+            tmp_path, make_spec(**ELASTIC), hang_timeout_s=20, environment={"XRUN_MASTER_PORT": port}
+        )
+    assert (first.exit_code, second.exit_code) == (2, 2), first.output + second.output
+    assert first_error(first.out)[1].startswith(f"error: on node 0: the nodes cannot meet at {LOOPBACK}:{port}: ")
 
 
 def test_ranks_that_nodes_do_not_divide_are_refused(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,16 +28,21 @@ class Nodes:
             node = {"XRUN_NODES": count, "XRUN_NODE": number, "XRUN_MASTER_ADDRESS": LOOPBACK, "XRUN_MASTER_PORT": port}
             own = options.get("on_node", {}).get(number, {})
             variables = {name: str(value) for name, value in node.items()}
-            environment = {**options.get("environment", {}), **variables, **own}
+            environment = {**variables, **options.get("environment", {}), **own}
             self.processes.append(start(folder, spec, **{**options, "environment": environment}))
 
     def wait(self) -> list[Ran]:
         """Return what each node left, when all have ended. Kills what takes too long."""
-        try:
-            said = ["".join(process.communicate(timeout=_PATIENCE_S)) for process in self.processes]
-        finally:
-            self.kill(*range(len(self.processes)))
+        with ThreadPoolExecutor() as pool:
+            said = list(pool.map(self._output, self.processes))
         return [Ran(process.returncode, output, self.out) for process, output in zip(self.processes, said, strict=True)]
+
+    def _output(self, process: "subprocess.Popen[str]") -> str:
+        try:
+            return "".join(process.communicate(timeout=_PATIENCE_S))
+        except subprocess.TimeoutExpired:
+            self.kill(*range(len(self.processes)))
+            return "".join(process.communicate())
 
     def pids(self, number: int) -> list[int]:
         """Return the processes of a node: its launcher, and what that one started."""
