@@ -134,7 +134,8 @@ def _raise_terminated(_signal: int, _frame: FrameType | None) -> None:
 def _final(turn: Turn, record: Record) -> Record | None:
     """Return the record that ends the run, or None for a run that goes on when its job has its next turn."""
     if turn.files.is_cancelled.exists() and record.status == "interrupted":
-        return replace(record, message=f"cancelled: {record.message}")
+        asked = turn.files.cancelled()
+        return replace(record, status=asked.status, message=asked.why or f"cancelled: {record.message}")
     if failed := turn.files.failures():
         return replace(record, status="failed", message=f"{failed[0].stem}: {failed[0].read_text().strip()}")
     if record.status != "interrupted":

@@ -51,8 +51,8 @@ class Trial:
 
 
 def is_orphan(run: Run | None) -> bool:
-    """Say whether a run has no record, and no xrun that would write one."""
-    return run is not None and run.status == "interrupted" and not isinstance(run.facts, Record)
+    """Say whether a run has no record, and no xrun here to write one: it was killed, or a cluster has the run."""
+    return run is not None and run.status in {"interrupted", "submitted"} and not isinstance(run.facts, Record)
 
 
 class Grid:

@@ -1,11 +1,13 @@
 """A run that SLURM has is ended for good: with a checkpoint if it runs, at once if it waits."""
 
 import time
+from collections.abc import Sequence
 
 from runner.prepare import Say
 from runner.run_folder import RunFolder
 from runner.slurm.client import Slurm
 from runner.slurm.placement import cancel, end_now, settled, states
+from runner.slurm.states import JobState
 from runner.store import Run, RunStore
 
 _LOOK_S = 0.3
@@ -43,3 +45,24 @@ def _has_ended(folder: RunFolder, slurm: Slurm, limit_s: float) -> bool:
             return True
         time.sleep(_LOOK_S)
     return False
+
+
+def stop_all_placed(runs: Sequence[Run], store: RunStore, slurm: Slurm, say: Say) -> None:
+    """Stop runs that a cluster has, all at once, and wait for their records. Raises SchedulerError, StoreError."""
+    say(f"stopping {len(runs)} trials, those that run with a checkpoint")
+    for run in runs:
+        cancel(run.folder, slurm)
+    deadline = time.monotonic() + max(_grace_s(run.folder, store) for run in runs) + _RECORD_S
+    left = [run.folder for run in runs]
+    while left and time.monotonic() < deadline:
+        known = states(left, slurm)
+        left = [folder for folder in left if not folder.record.exists() and not _is_over(known.get(folder.id))]
+        time.sleep(_LOOK_S)
+    for folder in left:
+        end_now(folder, slurm)
+    for run in runs:
+        settled(store.look(run.folder), store, slurm)
+
+
+def _is_over(state: JobState | None) -> bool:
+    return state is None or state.has_ended

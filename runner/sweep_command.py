@@ -24,6 +24,7 @@ from runner.search import Study
 from runner.source import snapshot, stored
 from runner.space import SearchSettings
 from runner.store import Run, RunStore
+from runner.sweep_jobs import run_jobs
 from runner.sweep_table import SweepTable
 from runner.sweep_trials import Stage, run_trials
 from runner.sweeps import Planned, SweepFacts, SweepFolder, SweepStore, sweep_id
@@ -117,7 +118,7 @@ def _run(workshop: Workshop, sweeps: SweepStore, start: _Start) -> int:
             offline=start.offline,
         )
         try:
-            run_trials(stage, plans)
+            (run_jobs if plans[0].config.scheduler.kind == "slurm" else run_trials)(stage, plans)
         finally:
             _summarise(folder, facts, states(store, folder, facts), plans[0].config.tracking, workshop.say)
     finally:

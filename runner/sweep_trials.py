@@ -90,7 +90,7 @@ def _prepare(stage: Stage, plans: Iterable[Plan]) -> None:
 
 
 def _run_trial(stage: Stage, trial: Trial, room: Lease) -> Record:
-    launch, engine = _launch(stage, trial), stage.engines[trial.plan.config.engine]
+    launch, engine = trial_launch(stage, trial), stage.engines[trial.plan.config.engine]
     with room:
         run = placed(job(launch, engine, stage.workshop), room.gpus)
         watcher = _watcher(stage, trial, launch, run.started, room)
@@ -117,7 +117,7 @@ def _adopt(stage: Stage, trial: Trial) -> Record | None:
     return adopt(trial.past.folder, engine=engine, store=stage.store, watcher=watcher, leases=leases(os.environ))
 
 
-def _launch(stage: Stage, trial: Trial) -> Launch:
+def trial_launch(stage: Stage, trial: Trial) -> Launch:
     """Return the launch of a trial: from its newest checkpoint, where it has one and its level allows it."""
     launch = replace(launch_of(trial.plan, stage.argv), sweep=stage.sweep.id, trial=trial.number)
     past = trial.past

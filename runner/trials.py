@@ -18,6 +18,7 @@ from runner.sweeps import SweepFacts, SweepFolder, SweepStore
 from runner.terminal import clipped, printable
 
 TrialStatus = RunStatus | Literal["waiting"]
+Seen = Callable[[Sequence[Run]], list[Run]]
 _WORDS_CAP = 100
 _SWEEPS_SHOWN = 50
 _LOOK_S = 0.2
@@ -87,13 +88,16 @@ def same_spec(store: RunStore, spec_digest: str, stem: str) -> Run | None:
             continue
         if run.status == "done":
             return run
-        running = run if run.status == "running" else running
+        running = run if run.status in {"running", "submitted"} else running
     return running
 
 
-def states(store: RunStore, sweep: SweepFolder, facts: SweepFacts) -> list[TrialState]:
-    """Return every trial of a sweep that is planned or was started, by number."""
+def states(store: RunStore, sweep: SweepFolder, facts: SweepFacts, seen: Seen = list) -> list[TrialState]:
+    """Return every trial of a sweep that is planned or was started, by number. `seen` asks a cluster of its runs."""
     runs = runs_of(store, sweep.id)
+    newest = {number: own[-1] for number, own in runs.items()}
+    for number, now in zip(newest, seen(list(newest.values())), strict=True):
+        runs[number][-1] = now
     planned = {trial.number: trial for trial in facts.planned}
     stems = _stems(store)
     found = []
@@ -136,11 +140,11 @@ def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
-def show_sweep(store: RunStore, sweeps: SweepStore, text: str, *, as_json: bool) -> str:
+def show_sweep(store: RunStore, sweeps: SweepStore, text: str, *, as_json: bool, seen: Seen = list) -> str:
     """Return one sweep and each of its trials. Raises StoreError."""
     sweep = sweeps.find(text)
     facts = sweeps.load(sweep)
-    trials = states(store, sweep, facts)
+    trials = states(store, sweep, facts, seen)
     leading = {trial.number for trial in best(trials, facts)}
     running = sweeps.is_running(sweep)
     if as_json:
@@ -204,16 +208,14 @@ def _rows(store: RunStore, sweeps: SweepStore) -> Iterator[tuple[str, ...]]:
         yield sweep.id, status, facts.started_at[:16].replace("T", " "), said, words
 
 
-def stop_sweep(sweeps: SweepStore, text: str, say: Callable[[str], None]) -> None:
-    """Ask whoever runs a sweep to end it, each trial with a checkpoint, and wait until that is done."""
-    sweep = sweeps.find(text)
+def stop_sweep(sweeps: SweepStore, sweep: SweepFolder, say: Callable[[str], None]) -> None:
+    """Ask whoever runs a sweep to end it, each trial here with a checkpoint, and wait until that is done."""
     pid = sweeps.owner(sweep)
     if pid is None:
-        say(f"{sweep.id} does not run")
+        say(f"no xrun looks after {sweep.id} now")
         return
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     say(f"{sweep.id}: asked process {pid} to end it")
     while sweeps.owner(sweep) == pid:
         time.sleep(_LOOK_S)
-    say(f"stopped; to go on: xrun sweep resume {sweep.id}")

@@ -9,6 +9,7 @@ from runner import durable
 from runner.canonical import canonical_bytes
 from runner.errors import StoreError
 from runner.parse import ParseError, parse, plain
+from runner.record import Status
 from runner.run_folder import RunFolder
 
 
@@ -37,6 +38,14 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    """How the record of a run that was cancelled is to say so."""
+
+    status: Status
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Exit:
     job: str
     exit: int
@@ -62,6 +71,14 @@ class SlurmFiles:
     def is_cancelled(self) -> Path:
         """Left by who wants the run to end for good."""
         return self.folder / "cancelled"
+
+    def keep_cancelled(self, status: Status, why: str) -> None:
+        """Have the run end for good, and say how its record is to say so. Raises StoreError."""
+        durable.write(self.is_cancelled, canonical_bytes({"status": status, "why": why}))
+
+    def cancelled(self) -> Cancelled:
+        """Return how the record of a run that was cancelled is to say so. Raises StoreError."""
+        return _parsed(Cancelled, self.is_cancelled) or Cancelled(status="interrupted", why="")
 
     @property
     def begun(self) -> Path:

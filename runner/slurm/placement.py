@@ -160,13 +160,13 @@ def _as_seen(run: Run, state: JobState | None) -> Run:
     return replace(run, status=status, note=state.reason)
 
 
-def cancel(folder: RunFolder, slurm: Slurm) -> JobState | None:
+def cancel(folder: RunFolder, slurm: Slurm, why: str = "", *, status: Status = "interrupted") -> JobState | None:
     """Ask a run to end for good: a running one by its node program, with a checkpoint; a waiting one at once.
 
-    Returns how it was. Raises SchedulerError.
+    The record will say `why`, and have the status. Returns how it was. Raises SchedulerError.
     """
     files = SlurmFiles(folder)
-    files.is_cancelled.touch()
+    files.keep_cancelled(status, why)
     state = states([folder], slurm, fresh=True).get(folder.id)
     if state is not None and state.word == "running":
         folder.ask_to_stop()

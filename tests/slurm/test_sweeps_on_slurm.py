@@ -1,0 +1,95 @@
+"""Sweeps whose trials are SLURM jobs, on a real SLURM of two nodes."""
+
+import json
+import re
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from host_project import make_bench
+
+from slurm.cluster import Cluster, until
+from slurm.conftest import SlurmBench
+
+WORDS = ("-m", "experiment=curve", "engine=host", "image=none", "tracking=off", "hardware.threads=1", "scheduler=slurm")
+
+
+@pytest.fixture
+def bench(cluster: Cluster, tmp_path: Path) -> SlurmBench:
+    return SlurmBench(make_bench(tmp_path / "project").folder, cluster)
+
+
+def shown(bench: SlurmBench) -> "dict[str, Any]":
+    return dict(json.loads(bench.xrun("sweep", "show", "last", "--json").stdout))
+
+
+def statuses(bench: SlurmBench) -> "list[str]":
+    return [trial["status"] for trial in shown(bench)["trials"]]
+
+
+def is_stepping(bench: SlurmBench, trials: int) -> bool:
+    return len(list((bench.folder / "runs").glob("curve-*/out/metrics.jsonl"))) == trials
+
+
+def runs_of_trials(bench: SlurmBench) -> "Counter[int]":
+    return Counter(run["trial"] for run in json.loads(bench.xrun("ls", "--json").stdout))
+
+
+def test_eight_trials_are_an_array_and_the_best_is_named(bench: SlurmBench) -> None:
+    ran = bench.xrun(*WORDS, "model.x=range(8)", "scheduler.array_parallelism=4")
+    assert ran.returncode == 0, ran.stderr
+    assert statuses(bench) == ["done"] * 8
+    assert [trial["number"] for trial in shown(bench)["trials"] if trial["best"]] == [3]
+    tasks = re.findall(r"on slurm (\d+)_(\d+): curve-", ran.stderr)
+    assert len(tasks) == 8
+    again = bench.xrun(*WORDS, "model.x=range(8)", "scheduler.array_parallelism=4")
+    assert again.returncode == 0
+    assert again.stderr.count("skipped: curve-") == 8
+
+
+def test_a_sweep_whose_xrun_is_killed_finds_its_jobs_again(bench: SlurmBench) -> None:
+    holds = [bench.folder / f"hold-{x}" for x in (1, 2)]
+    for hold in holds:
+        hold.touch()
+    started = bench.start(*WORDS, "model.x=1,2,3")
+    until(lambda: is_stepping(bench, 3), "three trials run", 120)
+    started.kill()
+    started.communicate()
+    assert statuses(bench)[:2] == ["running", "running"]
+    again = bench.start(*WORDS, "model.x=1,2,3")
+    for hold in holds:
+        hold.unlink()
+    _, stderr = again.communicate(timeout=120)
+    assert again.returncode == 0, stderr
+    assert runs_of_trials(bench) == {0: 1, 1: 1, 2: 1}
+
+
+def test_ctrl_c_leaves_the_trials_to_slurm_and_a_stopped_sweep_ends_them(bench: SlurmBench) -> None:
+    (bench.folder / "hold-1").touch()
+    started = bench.start(*WORDS, "model.x=1,2")
+    until(lambda: is_stepping(bench, 2), "two trials run", 120)
+    started.send_signal(signal.SIGINT)
+    _, stderr = started.communicate(timeout=120)
+    assert started.returncode == 130
+    sweep_id = shown(bench)["id"]
+    assert f"xrun sweep stop {sweep_id} ends them" in stderr
+    assert statuses(bench)[0] == "running"
+    stopped = bench.xrun("sweep", "stop", sweep_id)
+    assert stopped.returncode == 0, stopped.stderr
+    assert statuses(bench)[0] == "interrupted"
+    (bench.folder / "hold-1").unlink()
+    assert bench.xrun("sweep", "resume", sweep_id).returncode == 0
+    assert statuses(bench) == ["done", "done"]
+
+
+def test_a_search_gives_up_the_jobs_of_trials_that_do_worse(bench: SlurmBench) -> None:
+    (bench.folder / "hold-0").touch()
+    words = ("sweep=optuna", "sweep.sampler=bruteforce", "model.x=0,3", "sweep.pruner=threshold", "sweep.trials=2")
+    ran = bench.xrun(*WORDS, *words, "+sweep.pruner_options.upper=5")
+    assert ran.returncode == 0, ran.stderr
+    found = {trial["words"][0]: trial for trial in shown(bench)["trials"]}
+    assert (found["model.x=3"]["status"], found["model.x=0"]["status"]) == ("done", "pruned")
+    record = bench.record(found["model.x=0"]["run"])
+    assert record["message"] == "loss 10 at step 1 is worse than others were then"
