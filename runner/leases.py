@@ -184,17 +184,24 @@ def retake(folder: Path, run: Path) -> Lease:
     held: dict[str, int] = {}
     # Whoever looks at a slot keeps it for a moment.
     deadline_s = time.monotonic() + _RETAKE_S
-    while names := [slot.name for slot in listed(folder) if slot.name not in held and _is_of(slot.note, run)]:
-        for name in names:
-            descriptor = _locked(folder, name)
-            if descriptor is not None and _is_of(_read(descriptor), run):
-                held[name] = descriptor
-            elif descriptor is not None:
-                os.close(descriptor)
+    while left := [slot.name for slot in listed(folder) if slot.name not in held and _is_of(slot.note, run)]:
+        held |= {name: taken for name in left if (taken := _taken_over(folder, name, run)) is not None}
         if time.monotonic() > deadline_s:
             break
         time.sleep(_POLL_S)
     return Lease(held)
+
+
+def _taken_over(folder: Path, name: str, run: Path) -> int | None:
+    descriptor = _locked(folder, name)
+    if descriptor is None:
+        return None
+    said, own = _read(descriptor), _own_note()
+    if said is None or not _is_of(said, run):
+        os.close(descriptor)
+        return None
+    _write(descriptor, replace(said, user=own.user, pid=own.pid, since=own.since))
+    return descriptor
 
 
 def _is_of(said: Note | None, run: Path) -> bool:
@@ -224,13 +231,10 @@ def _look(folder: Path, name: str) -> Slot:
 
 def _why(folder: Path, names: list[str], outlives: Outlives, before: int) -> str:
     """Return in one line who holds slots."""
-    held = [said for name in names if (said := holder(_look(folder, name), outlives))]
-    more = [f"{len(held) - _NAMED_AT_MOST} more are held"] if len(held) > _NAMED_AT_MOST else []
-    return "; ".join([*held[:_NAMED_AT_MOST], *more]) or ("others came first" if before else "")
-
-
-def holder(slot: Slot, outlives: Outlives = _unknown) -> str:
-    """Return in words who holds a slot; empty where nobody does."""
-    if not slot.is_held and (slot.note is None or not container_lives(slot.note, outlives)):
-        return ""
-    return slot.words(processes.user_name())
+    holders: dict[object, list[Slot]] = {}
+    for slot in (_look(folder, name) for name in names):
+        if slot.is_held or (slot.note is not None and container_lives(slot.note, outlives)):
+            holders.setdefault(slot.holder, []).append(slot)
+    named = [notes.words(slots, processes.user_name()) for slots in holders.values()]
+    more = [f"{len(named) - _NAMED_AT_MOST} more hold the others"] if len(named) > _NAMED_AT_MOST else []
+    return "; ".join([*named[:_NAMED_AT_MOST], *more]) or ("others came first" if before else "")

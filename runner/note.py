@@ -1,6 +1,7 @@
 """What stands in a lock file: who holds the slot, and which container uses it. Plain values and their exact bytes."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -72,25 +73,35 @@ class Slot:
     """Of who holds it; of who died while he held it."""
 
     @property
-    def label(self) -> str:
-        """The slot's name in a few characters."""
-        kind, _, rest = self.name.partition("-")
-        return f"cpu slot {rest}" if kind == "cpu" else clipped(printable(rest), _UUID_SHOWN)
+    def holder(self) -> object:
+        """What is equal for slots that one process holds for one run."""
+        return (self.is_held, self.note.pid, self.note.run) if self.note else (self.is_held,)
 
-    def words(self, reader: str) -> str:
-        """Return in words who holds the slot, a living process or a container whose xrun is dead."""
-        said = self.note
-        if said is None:
-            return f"{self.label} is held"
-        run, user = shown(said.run_id), shown(said.user)
-        if self.is_held:
-            what = f"held by {run}" if run else "taken"
-            return f"{self.label} is {what} ({user}, pid {said.pid})"
-        whose = "" if said.user == reader else f" ({user})"
-        return (
-            f"{self.label} is held by the container of {run}{whose}, whose xrun was killed; "
-            f"xrun resume {run} takes it up, xrun stop {run} ends it"
-        )
+
+def words(slots: Sequence[Slot], reader: str) -> str:
+    """Return in words who holds slots of one holder, a living process or a container whose xrun is dead.
+
+    `reader` is the user who reads it.
+    """
+    said, held = slots[0].note, f"{_labels(slots)} {'is' if len(slots) == 1 else 'are'}"
+    if said is None:
+        return f"{held} held"
+    run, user = shown(said.run_id), shown(said.user)
+    if slots[0].is_held:
+        return f"{held} {f'held by {run}' if run else 'taken'} ({user}, pid {said.pid})"
+    whose = "" if said.user == reader else f" ({user})"
+    return (
+        f"{held} held by the container of {run}{whose}, whose xrun was killed; "
+        f"xrun resume {run} takes it up, xrun stop {run} ends it"
+    )
+
+
+def _labels(slots: Sequence[Slot]) -> str:
+    kind = slots[0].name.partition("-")[0]
+    names = [slot.name.partition("-")[2] for slot in slots]
+    if kind == "cpu":
+        return f"cpu slot{'' if len(slots) == 1 else 's'} {', '.join(names)}"
+    return ", ".join(clipped(printable(name), _UUID_SHOWN) for name in names)
 
 
 def shown(text: str) -> str:

@@ -1,12 +1,15 @@
 """A process that takes a lease, says so, and holds it until it is told to let go."""
 
 import json
+import os
+import select
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+_PATIENCE_S = 300
 
 PROGRAM = """
 import json, sys
@@ -36,6 +39,7 @@ class LeaseProcess:
     """A process of its own that wants slots."""
 
     def __init__(self, folder: Path, slots: int = 4, *, python: str = sys.executable, **need: Any) -> None:
+        self._heard = b""
         options: dict[str, Any] = need.pop("options", {})
         environment = {"PYTHONPATH": str(options.pop("code", ROOT)), "PATH": "/usr/bin:/bin"}
         self.process: subprocess.Popen[str] = subprocess.Popen(
@@ -54,7 +58,13 @@ class LeaseProcess:
     def line(self) -> str:
         """Return the next line that it says."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().rstrip("\n")
+        while b"\n" not in self._heard:
+            assert select.select([self.process.stdout], [], [], _PATIENCE_S)[0], "waited in vain for a line"
+            if not (data := os.read(self.process.stdout.fileno(), 65_536)):
+                return ""
+            self._heard += data
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line.decode()
 
     def got(self) -> str:
         """Wait until it has its lease; returns the label."""

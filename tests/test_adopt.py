@@ -225,7 +225,9 @@ def test_a_run_of_which_nothing_is_left_is_said_to_have_ended(project: Project) 
 def test_ctrl_c_ends_a_run_that_was_taken_up(project: Project) -> None:
     run_id = project.killed(*LONG)
     resumed = project.start("resume", run_id)
-    until(lambda: project.status(run_id) == "running")
+    assert resumed.stderr is not None
+    while "step" not in (line := resumed.stderr.readline()):
+        assert line, "it was not taken up"
     resumed.send_signal(signal.SIGINT)
     _, said = resumed.communicate(timeout=_PATIENCE_S)
     assert resumed.returncode == 130, said

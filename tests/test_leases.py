@@ -95,9 +95,17 @@ def test_whoever_waits_is_told_who_holds_the_slots(folder: Path) -> None:
         )
 
 
-def test_of_many_slots_a_few_are_named(folder: Path) -> None:
-    with taken(folder, Need(cpu_slots=6), 6):
-        assert why_not(folder, Need(cpu_slots=1), 6).endswith("; 3 more are held")
+def test_the_slots_of_one_run_are_named_together_and_of_many_runs_a_few(folder: Path) -> None:
+    held = [taken(folder, Need(cpu_slots=2), 10) for _ in range(5)]
+    for number, one in enumerate(held):
+        one.note(Path(f"/store/said-0123abcd-{number}"), "host", None)
+    who = f"({USER}, pid {os.getpid()})"
+    assert why_not(folder, Need(cpu_slots=1), 10) == (
+        f"cpu slots 0, 1 are held by said-0123abcd-0 {who}; cpu slots 2, 3 are held by said-0123abcd-1 {who}; "
+        f"cpu slots 4, 5 are held by said-0123abcd-2 {who}; 2 more hold the others"
+    )
+    for one in held:
+        one.release()
 
 
 def test_a_need_for_more_cpus_than_there_are_is_met_with_all(folder: Path) -> None:
@@ -110,7 +118,9 @@ def test_gpus_are_given_in_the_order_of_preference_and_by_their_uuids(folder: Pa
     with taken(folder, Need(gpus=uuids, gpu_count=2)) as one, taken(folder, Need(gpus=uuids, gpu_count=1)) as other:
         assert (one.gpus, other.gpus) == (uuids[:2], uuids[2:])
         assert (one.label, one.cpu_slots) == ("GPU-5f2a…,GPU-1b3c…", ())
-        assert why_not(folder, Need(gpus=uuids[:1], gpu_count=1)).startswith("GPU-5f2a000… is taken")
+        assert why_not(folder, Need(gpus=uuids, gpu_count=1)).startswith(
+            "GPU-5f2a000…, GPU-1b3c000…, GPU-7777000… are taken"
+        )
 
 
 def test_a_run_on_cpus_does_not_wait_behind_one_that_waits_for_a_gpu(folder: Path) -> None:
@@ -147,8 +157,10 @@ def test_a_request_for_two_slots_is_not_starved_by_requests_for_one(folder: Path
         process.got()
     large = LeaseProcess(folder, 2, cpu_slots=2)
     until(lambda: len(list(folder.glob("cpu-*.ticket"))) == 1)
-    small = [LeaseProcess(folder, 2, cpu_slots=1) for _ in range(3)]
-    until(lambda: len(list(folder.glob("cpu-*.ticket"))) == 4)
+    small = []
+    for count in range(2, 5):
+        small.append(LeaseProcess(folder, 2, cpu_slots=1))
+        until(lambda count=count: len(list(folder.glob("cpu-*.ticket"))) == count)  # type: ignore[misc]
     first[0].let_go()
     # One slot is free, and would do for any of the small ones; the one that came first keeps it.
     until(lambda: "is taken" in why_not(folder, Need(cpu_slots=1), 2))
