@@ -23,6 +23,10 @@ class RunArguments:
     resolve: bool
     package: str | None
     info: str | None
+    multirun: bool
+    """A sweep: words may give several values."""
+    force: bool
+    """Run trials again that are done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +49,6 @@ class _Parser(argparse.ArgumentParser):
 
 def run_arguments(argv: Sequence[str]) -> RunArguments:
     """Read the words of `xrun run`. Raises ConfigError."""
-    if {"-m", "--multirun"} & set(argv):
-        alone = " ".join(word for word in argv if word not in {"-m", "--multirun"})
-        raise ConfigError("-m: this xrun runs one experiment at a time", hint=f"xrun {alone}")
     parser = _parser("run")
     parser.add_argument("overrides", nargs="*")
     uses = parser.add_mutually_exclusive_group()
@@ -61,7 +62,13 @@ def run_arguments(argv: Sequence[str]) -> RunArguments:
     parser.add_argument("--package", "-p")
     info = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
     parser.add_argument("--info", "-i", nargs="?", const="all", choices=info)
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--force", action="store_true")
     words = vars(parser.parse_intermixed_args(list(argv)))
+    if words["force"] and not words["multirun"]:
+        raise ConfigError(
+            "--force: one run always runs; only trials that are done are skipped", hint="xrun -m … --force"
+        )
     return RunArguments(**words | {"overrides": tuple(words["overrides"])})
 
 
@@ -154,6 +161,43 @@ def bisect_arguments(argv: Sequence[str]) -> BisectArguments:
     return BisectArguments(**vars(parser.parse_args(list(argv))))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepArguments:
+    """Options of `xrun sweep`."""
+
+    verb: Literal["ls", "show", "stop", "resume"]
+    sweep: str | None
+    json: bool
+    force: bool
+    offline: bool
+
+
+def sweep_arguments(argv: Sequence[str]) -> SweepArguments:
+    """Read the words of `xrun sweep`. Raises ConfigError."""
+    parser = _parser("sweep")
+    parser.add_argument("verb", choices=("ls", "show", "stop", "resume"))
+    parser.add_argument("sweep", nargs="?")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--force", action="store_true")
+    parser.add_argument("--offline", action="store_true")
+    words = SweepArguments(**vars(parser.parse_args(list(argv))))
+    if words.verb != "ls" and words.sweep is None:
+        raise ConfigError(f"xrun sweep {words.verb}: which sweep?", hint="xrun sweep ls")
+    return words
+
+
+def stop_arguments(argv: Sequence[str]) -> str:
+    """Read the words of `xrun stop`: the run. Raises ConfigError."""
+    parser = _parser("stop")
+    parser.add_argument("run")
+    return str(parser.parse_args(list(argv)).run)
+
+
+def ps_arguments(argv: Sequence[str]) -> None:
+    """Read the words of `xrun ps`, which has none. Raises ConfigError."""
+    _parser("ps").parse_args(list(argv))
+
+
 def trace_arguments(argv: Sequence[str]) -> tuple[str, int | None]:
     """Read the words of `xrun trace`: the run, and the one step that is asked for. Raises ConfigError."""
     parser = _parser("trace")
@@ -186,13 +230,6 @@ def logs_arguments(argv: Sequence[str]) -> tuple[str, bool]:
     parser.add_argument("--follow", "-f", action="store_true")
     words = parser.parse_args(list(argv))
     return words.run, words.follow
-
-
-def stop_arguments(argv: Sequence[str]) -> str:
-    """Read the words of `xrun stop`: the run. Raises ConfigError."""
-    parser = _parser("stop")
-    parser.add_argument("run")
-    return str(parser.parse_args(list(argv)).run)
 
 
 def image_arguments(argv: Sequence[str]) -> tuple[str, str | None]:

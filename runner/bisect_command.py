@@ -11,9 +11,9 @@ from runner.bisect import Side
 from runner.engines.request import Engine
 from runner.engines.select import pick
 from runner.errors import EXIT_DIVERGED, EXIT_NOT_COMPARABLE, HardwareError, ReplayFailed, StoreError
-from runner.execute import execute
 from runner.launch import again, job, watcher
 from runner.machine import Machine
+from runner.placement import place
 from runner.prepare import Workshop, make_ready
 from runner.record import Record, Verdict
 from runner.store import RunStore
@@ -46,7 +46,8 @@ class _Bench:
         )
         run = job(launch, self.engine, self.workshop)
         self.workshop.say(f"{named(stretch, step)} of {side.folder.id}, engine {self.engine.name}")
-        record = execute(run, engine=self.engine, store=self.store, watcher=watcher(launch, run.started))
+        record = place(run, self.engine, self.workshop, watcher(launch, run.started), self.here)
+        assert record is not None, "nobody ends this wait"
         if record.status != "done":
             raise ReplayFailed(f"{record.id}: {record.status}: {record.message}", hint=f"xrun logs {record.id}")
         return self.store.find(record.id).out

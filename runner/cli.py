@@ -16,11 +16,15 @@ Commands:
   ls                        list runs
   show   <run-id>           show one run
   logs   <run-id> [-f]      print what a run printed
-  stop   <run-id>           end a run that SLURM has, with a checkpoint
-  resume <run-id>           go on with a run that was stopped, from its newest checkpoint
+  ps                        this machine's slots, and who holds them
+  stop   <run-id>           end a run after its step, with a checkpoint, wherever it runs
+  resume <run-id>           go on with a run that was stopped, from its newest checkpoint; take up
+                            one whose xrun was killed
   replay <run-id>           run it again from its stored spec and source; compare every step
   bisect <run-id> <run-id>  the step in which two runs part, and the operator that computed other bits in it
   trace  <run-id>           print what each step computed
+  -m     [key=a,b …]        a sweep: every combination of the values, or what sweep=optuna picks
+  sweep  ls|show|stop|resume  sweeps, and the trials of one
   image  build|ls|verify    build, list, deep-check images
 
 Run options:
@@ -29,6 +33,7 @@ Run options:
   --offline      touch no network
   --dry-run      print what would run (with scheduler=slurm, the batch script), and run nothing
   --detach       with scheduler=slurm: submit, and do not wait
+  --force        (sweeps) run trials again that are done
   --cfg job|hydra|all [--resolve] [--package P]     print the config
   --info [all|config|defaults|defaults-tree|plugins|searchpath]
 Lock options:
@@ -44,7 +49,7 @@ Replay options (the first and the last also for resume and bisect):
   --offline      touch no network
 Other options:
   --step N       (trace) one step, with the digest of each tensor that it looked at
-  --json         (ls, show) for scripts
+  --json         (ls, show, sweep show) for scripts
   -sc install=bash|zsh|fish     tab completion: eval "$(xrun -sc install=bash)"
   --help, --version
 

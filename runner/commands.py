@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from runner import arguments
 from runner.errors import ConfigError
 from runner.listing import follow_log, list_runs, show_run
-from runner.project import find_project, home
+from runner.project import find_project, home, leases
 from runner.store import Run, RunStore
+from runner.sweeps import SweepStore
+from runner.trials import list_sweeps, show_sweep, stop_sweep
 
 if TYPE_CHECKING:
     from runner.prepare import Workshop
@@ -25,9 +27,14 @@ def say(line: str) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run an experiment in exactly its locked image."""
-    from runner.run_command import run_experiment  # noqa: PLC0415, it imports what `ls` need not pay for
+    words = arguments.run_arguments(argv)
+    if words.multirun and words.cfg is None and words.info is None:
+        from runner.sweep_command import run_sweep  # noqa: PLC0415, it imports what `ls` need not pay for
 
-    return run_experiment(_workshop(), arguments.run_arguments(argv), tuple(argv))
+        return run_sweep(_workshop(), words, tuple(argv))
+    from runner.run_command import run_experiment  # noqa: PLC0415, as above
+
+    return run_experiment(_workshop(), words, tuple(argv))
 
 
 def lock(argv: Sequence[str]) -> int:
@@ -72,13 +79,6 @@ def logs(argv: Sequence[str]) -> int:
     return 0
 
 
-def stop(argv: Sequence[str]) -> int:
-    """End a run for good."""
-    from runner.stop_command import stop_run  # noqa: PLC0415, as above
-
-    return stop_run(_runs(), arguments.stop_arguments(argv), say)
-
-
 @functools.cache
 def _slurm() -> "Slurm":
     from runner.slurm.client import Slurm  # noqa: PLC0415, as above
@@ -109,6 +109,21 @@ def resume(argv: Sequence[str]) -> int:
     return resume_run(_workshop(), arguments.resume_arguments(argv), tuple(argv))
 
 
+def stop(argv: Sequence[str]) -> int:
+    """End a run after its step, with a checkpoint."""
+    from runner.stop_command import stop_run  # noqa: PLC0415, as above
+
+    return stop_run(_workshop(), arguments.stop_arguments(argv))
+
+
+def ps(argv: Sequence[str]) -> int:
+    """Show the slots of this machine, and who holds them."""
+    from runner.ps_command import print_slots  # noqa: PLC0415, as above
+
+    arguments.ps_arguments(argv)
+    return print_slots(leases(os.environ))
+
+
 def bisect(argv: Sequence[str]) -> int:
     """Find the step in which two runs part, and what computed other bits in it."""
     from runner.bisect_command import bisect_runs  # noqa: PLC0415, as above
@@ -121,6 +136,24 @@ def trace(argv: Sequence[str]) -> int:
     from runner.trace_command import print_trace  # noqa: PLC0415, as above
 
     print_trace(_runs(), *arguments.trace_arguments(argv), sys.stdout.write)
+    return 0
+
+
+def sweep(argv: Sequence[str]) -> int:
+    """List, show or stop sweeps, or go on with one."""
+    words = arguments.sweep_arguments(argv)
+    project = find_project(Path.cwd())
+    store, sweeps = RunStore(project.runs), SweepStore(project.sweeps)
+    if words.verb == "ls":
+        sys.stdout.write(list_sweeps(store, sweeps))
+    elif words.verb == "show":
+        sys.stdout.write(show_sweep(store, sweeps, words.sweep or "last", as_json=words.json))
+    elif words.verb == "stop":
+        stop_sweep(sweeps, words.sweep or "last", say)
+    else:
+        from runner.sweep_command import resume_sweep  # noqa: PLC0415, as above
+
+        return resume_sweep(_workshop(), words, ("sweep", *argv))
     return 0
 
 
@@ -161,10 +194,12 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "ls": ls,
     "show": show,
     "logs": logs,
-    "stop": stop,
     "replay": replay,
     "resume": resume,
+    "stop": stop,
+    "ps": ps,
     "bisect": bisect,
     "trace": trace,
     "image": image,
+    "sweep": sweep,
 }

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from runner.parse import Scalar, plain
+from runner.space import Direction, Pruner, Sampler
 
 # A run of as many steps is tested before it begins.
 _LONG_STEPS = 1_000
@@ -115,15 +116,18 @@ class Tracking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheduler:
-    """Where runs are placed: on this machine, or as jobs of a SLURM cluster, in whose words the second block is."""
+    """Where runs are placed: on this machine, or on a cluster, in whose words the second and third block are."""
 
-    kind: Literal["local", "slurm"]
+    kind: Literal["local", "slurm", "k8s"]
+    """k8s: a manifest for `--dry-run` to print; xrun does not submit it."""
     timeout_s: int
     """A run that takes longer is stopped; 0 never stops it."""
     hang_timeout_s: int
     """A rank that finishes no step for this long is given up, with the place where it hangs."""
     grace_s: int = 60
     """After Ctrl-C or SIGTERM, or before SLURM's time is over: time to finish the step and write a checkpoint."""
+    slots: int | None = None
+    """CPU slots of this machine, one a thread of a run; None: as many as CPUs that xrun may use."""
 
     partition: str | None = None
     account: str | None = None
@@ -149,6 +153,13 @@ class Scheduler:
     container: Literal["embedded", "docker", "podman", "pyxis", "apptainer", "host"] | None = None
     """What executes the image on the nodes; None: what `engine` says, where `auto` is embedded, or docker with GPUs."""
 
+    namespace: str | None = None
+    """Of Kubernetes; None: the one that kubectl is set to."""
+    queue: str | None = None
+    """Kueue's queue in that namespace; None: the job starts as soon as it is applied."""
+    claim: str | None = None
+    """PersistentVolumeClaim with the run's source and data, and room for its `out`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
@@ -157,7 +168,7 @@ class Sweep:
     kind: Literal["grid", "optuna"]
     metrics: tuple[str, ...]
     """Final metrics by which trials are compared, …"""
-    directions: tuple[Literal["minimize", "maximize"], ...]
+    directions: tuple[Direction, ...]
     """… and which way each is better."""
     jobs: int | None
     """Trials side by side at most; None: as many as the machine's slots allow."""
@@ -165,9 +176,9 @@ class Sweep:
     """How often a trial that failed is run again."""
     trials: int
     """optuna: trials in all; a grid has as many as its words say."""
-    sampler: str
+    sampler: Sampler
     sampler_options: dict[str, Scalar]
-    pruner: str
+    pruner: Pruner
     """Ends trials that do worse than others did at the same step, by the first metric; `none` ends none."""
     pruner_options: dict[str, Scalar]
     seed: int

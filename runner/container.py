@@ -22,6 +22,8 @@ _PATH = "/opt/conda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 class Places:
     """Where on this host a run's parts are."""
 
+    store: Path
+    """The folder of runs."""
     source: Path
     """Unpacked source snapshot."""
     spec: Path
@@ -100,6 +102,7 @@ def container_request(name: str, spec: RunSpec, places: Places, conduct: Conduct
         mounts.append(Mount(source=conduct.stretch.past, target=PAST))
     return ContainerRequest(
         name=name,
+        store=str(places.store),
         image=spec.image,
         argv=(spec.image.python, "-m", "runner.inside"),
         environment=tuple(sorted(_environment(spec, conduct).items())),

@@ -6,24 +6,27 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner import machine
+from runner.checkpoints import has_checkpoint
 from runner.container import WHOLE, Conduct, Stretch
 from runner.engines.request import Engine, Limits
 from runner.errors import RunFailed, StoreError
 from runner.execute import Job, Watcher
-from runner.machine import Gpu, Machine
+from runner.machine import Machine
 from runner.outputs import Event
 from runner.parse import Scalar
 from runner.prepare import Workshop, data_folder
 from runner.progress import Progress
 from runner.record import Conducted, Record, Started, timestamp
+from runner.run_folder import RunFolder
 from runner.source import Source, stored
 from runner.spec import RunSpec
 from runner.store import RunStore
+from runner.tracked import subject_of
 from runner.tracking import Tracker
 
 
@@ -68,6 +71,16 @@ def again(past: Started, spec: RunSpec, store: RunStore, here: Machine, argv: tu
     )
 
 
+def newest_with_checkpoint(store: RunStore, folder: RunFolder, facts: Started) -> Path:
+    """Return the newest `out` of the run, or of those before it, with a checkpoint: it may have ended before one."""
+    while not any(map(has_checkpoint, folder.outs)) and facts.continues is not None:
+        earlier = store.look(store.find(facts.continues))
+        if earlier.facts is None:
+            raise StoreError(earlier.problem)
+        folder, facts = earlier.folder, earlier.facts
+    return next(filter(has_checkpoint, folder.outs), folder.out)
+
+
 def _on_one_node(past: Conducted) -> Conducted:
     """Return how a run is conducted where one node has all its ranks: within the limits of all nodes together."""
     limits, nodes = past.limits, past.nodes
@@ -81,29 +94,29 @@ def _on_one_node(past: Conducted) -> Conducted:
 
 
 def job(launch: Launch, engine: Engine, workshop: Workshop) -> Job:
-    """Return what is executed. Raises ImageError where data that is to be mounted is not what is pinned."""
-    spec, conducted = launch.spec, launch.conducted
-    gpus = machine.leasable(spec.hardware, launch.here)[: launch.ranks or spec.hardware.gpu_count]
+    """Return what is executed, once it holds what it needs.
+
+    Raises ImageError where data that is to be mounted is not what is pinned.
+    """
+    how = conduct(launch)
     return Job(
-        spec=spec,
-        started=started(launch, engine.name),
+        spec=launch.spec,
+        started=started(launch, engine.name, how.nonce),
         source=launch.source.folder,
         data=data_of(launch, engine.name, workshop),
-        conduct=conduct(launch, gpus),
-        timeout_s=conducted.scheduler.timeout_s,
-        grace_s=conducted.scheduler.grace_s,
+        conduct=how,
     )
 
 
-def conduct(launch: Launch, gpus: Sequence[Gpu]) -> Conduct:
-    """Return how a launch is conducted on the GPUs that it has, with a nonce of its own."""
+def conduct(launch: Launch, gpus: tuple[str, ...] = ()) -> Conduct:
+    """Return how a launch is conducted on the GPUs (by UUID) that it has, with a nonce of its own."""
     conducted = launch.conducted
     return Conduct(
         nonce=secrets.token_hex(16),
         log_every_steps=conducted.tracking.log_every_steps,
         hang_timeout_s=conducted.scheduler.hang_timeout_s,
         limits=conducted.limits,
-        gpus=tuple(gpu.uuid for gpu in gpus),
+        gpus=gpus,
         stretch=launch.stretch,
         ranks=launch.ranks,
         allow_numerics=launch.allow_hardware or launch.replay_of is not None,
@@ -120,7 +133,7 @@ def data_of(launch: Launch, engine: str, workshop: Workshop) -> Path | None:
     return data_folder(recipe or spec.image.ref, spec.data, workshop)
 
 
-def started(launch: Launch, engine: str) -> Started:
+def started(launch: Launch, engine: str, nonce: str | None = None) -> Started:
     """Return what is known of an execution before its container exists."""
     spec = launch.spec
     return Started(
@@ -136,6 +149,7 @@ def started(launch: Launch, engine: str) -> Started:
         started_at=timestamp(time.time()),
         host=host_facts(launch.here, engine),
         conducted=launch.conducted,
+        nonce=nonce,
         replay_of=launch.replay_of,
         continues=launch.continues,
         sweep=launch.sweep,
@@ -152,7 +166,7 @@ def host_facts(here: Machine, engine: str) -> dict[str, Scalar]:
 def watcher(launch: Launch, started: Started) -> Watcher:
     """Return who looks on: a line of progress, and Weights & Biases."""
     progress = Progress(sys.stderr)
-    tracker = Tracker(launch.conducted.tracking, launch.spec, started, os.environ, progress.say)
+    tracker = Tracker(launch.conducted.tracking, subject_of(launch.spec, started), os.environ, progress.say)
 
     def event(happened: Event) -> None:
         progress.event(happened)

@@ -40,6 +40,13 @@ class ImagePin:
         return digest
 
 
+def repository(ref: str) -> str:
+    """Return a reference without its tag and digest."""
+    name = ref.partition("@")[0]
+    head, colon, tail = name.rpartition(":")
+    return head if colon and "/" not in tail else name
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HardwarePin:
     """What a machine must have, or the run is refused."""

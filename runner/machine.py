@@ -1,8 +1,10 @@
 """What this machine is, read from /proc and nvidia-smi, and whether a lock's hardware is here."""
 
+import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +56,7 @@ def probe() -> Machine:
         flags=frozenset((_first_field(cpuinfo, "flags") or "").split()),
         memory_bytes=_memory_bytes(Path("/proc/meminfo").read_text()),
         kernel=platform.release(),
-        gpus=_probe_gpus(),
+        gpus=visible(_probe_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")),
     )
 
 
@@ -81,6 +83,25 @@ def _probe_gpus() -> tuple[Gpu, ...]:
 def _gpu(line: str) -> Gpu:
     uuid, model, memory_mib, driver = (field.strip() for field in line.split(","))
     return Gpu(uuid=uuid, model=model, memory_bytes=int(memory_mib) * _MIB, driver=driver)
+
+
+def visible(gpus: Sequence[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES leaves, in its order: numbers in nvidia-smi's order, or UUIDs.
+
+    As CUDA reads it: what follows a word that names no GPU is not looked at.
+    """
+    if chosen is None:
+        return tuple(gpus)
+    found: list[Gpu] = []
+    for word in (word.strip() for word in chosen.split(",")):
+        if word.isdecimal():
+            named = list(gpus[int(word) : int(word) + 1])
+        else:
+            named = [gpu for gpu in gpus if word.startswith("GPU-") and gpu.uuid.startswith(word)]
+        if len(named) != 1 or named[0] in found:
+            break
+        found += named
+    return tuple(found)
 
 
 def satisfies(pin: HardwarePin, machine: Machine) -> bool:

@@ -7,7 +7,6 @@ node commits the record, unless the run has stopped with a checkpoint and is to 
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from types import FrameType
 from runner import machine
 from runner.engines.request import Container
 from runner.errors import RunFailed, XrunError
-from runner.execute import Ending, Watcher, not_started, record_of, start, supervise
+from runner.execute import Ending, Followed, Watcher, not_started, record_of, start, supervise
 from runner.launch import report, watcher
 from runner.record import Record
 from runner.run_folder import RunFolder
@@ -24,6 +23,7 @@ from runner.slurm.attempt import begin_attempt
 from runner.slurm.leftovers import end_processes
 from runner.slurm.placement import commit
 from runner.slurm.script import GOES_ON
+from runner.terms import terms_of
 from runner.turn import Turn, job_of_turn, launch_turn, node_engine, turn_of
 
 
@@ -96,12 +96,12 @@ def _run(turn: Turn) -> int:
     run = job_of_turn(turn, launch)
     engine.require(run.spec.image)
     looks_on = watcher(launch, run.started) if turn.is_first else _SILENT
-    begun_s = time.monotonic()
+    terms = terms_of(run.started, run.spec)
     container = _deaf_to_term(lambda: start(run, turn.folder, engine), ranks=run.spec.ranks)
-    ending, _ = supervise(run, turn.folder, container, looks_on)
+    ending, _ = supervise(Followed(terms=terms, folder=turn.folder, container=container, watcher=looks_on))
     if not turn.is_first:  # how all of them ended is the first node's to say
         return 0
-    record = looks_on.end(replace(record_of(run, turn.folder, ending, begun_s), placed=turn.placed))
+    record = looks_on.end(replace(record_of(terms, turn.folder, ending), placed=turn.placed))
     if (final := _final(turn, record)) is None:
         _say(f"{turn.folder.id}: {record.message}; goes on in this job's next turn")
         return GOES_ON

@@ -29,6 +29,7 @@ def probe(spec: RunSpec, source: Source, engine: Engine, conduct: Conduct, folde
     """
     engine.require(spec.image)
     places = Places(
+        store=folder,
         source=source.folder,
         spec=folder / "spec.json",
         out=folder / "out",

@@ -210,19 +210,24 @@ class EventReader:
         return data
 
 
-def operators_used(out: Path) -> frozenset[str] | None:
-    """Return which of the probed operators a run told that its training calls; None where it told nothing."""
+def _all_events(out: Path) -> Iterator[Event]:
     reader, position = EventReader(out), -1
     while reader.position != position:
         position = reader.position
-        for event in reader.read():
-            names = event.get("names")
-            if (
-                event["kind"] == "operators"
-                and isinstance(names, list)
-                and all(isinstance(name, str) for name in names)
-            ):
-                return frozenset(names)
+        yield from reader.read()
+
+
+def tells_of(out: Path, kind: str) -> bool:
+    """Say whether a run has told of an event of a kind."""
+    return any(event["kind"] == kind for event in _all_events(out))
+
+
+def operators_used(out: Path) -> frozenset[str] | None:
+    """Return which of the probed operators a run told that its training calls; None where it told nothing."""
+    for event in _all_events(out):
+        names = event.get("names")
+        if event["kind"] == "operators" and isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return frozenset(names)
     return None
 
 

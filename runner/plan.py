@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from runner import machine
+from runner.arguments import RunArguments
 from runner.conf.compose import Composer
 from runner.config import Config, self_test_steps
 from runner.container import limits_of
@@ -19,7 +20,7 @@ from runner.resolve import run_spec
 from runner.source import Source
 from runner.spec import RunSpec
 
-# With the scheduler, for what hardware may ask depends on it.
+# What a lock is made of; and the scheduler, without which some of it makes no sense.
 _SELECTIONS = ("experiment", "hardware", "image", "scheduler")
 
 
@@ -84,6 +85,11 @@ class Planner:
                 say(f"{path}: {change}")
             save(root, path, lock)
         return lock
+
+
+def use_of(words: RunArguments) -> Use:
+    """Return how a command line wants its lock to be used."""
+    return "locked" if words.locked else "frozen" if words.frozen else "plain"
 
 
 def launch_of(plan: Plan, argv: tuple[str, ...]) -> Launch:

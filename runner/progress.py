@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from runner.outputs import Event
-from runner.terminal import clipped, printable
+from runner.terminal import clipped, duration, number_of, printable, shown
 
 _PLAIN_PARTS = 10
 _LINE_CAP = 500
@@ -34,20 +34,20 @@ class Progress:
             case "self-test-run" | "self-test":
                 self._print(_self_test(event))
             case "self-test-left-out":
-                needed, here = _shown(event.get("ranks")), _shown(event.get("gpus"))
+                needed, here = shown(event.get("ranks")), shown(event.get("gpus"))
                 self._print(f"self-test left out: its {needed} ranks need as many GPUs on one node, here are {here}")
             case "start":
                 self._print(_start(event))
             case "resume":
                 problem = f" ({event['message']})" if event.get("message") else ""
-                self._print(f"going on after step {_shown(event.get('step'))}{problem}")
+                self._print(f"going on after step {shown(event.get('step'))}{problem}")
             case "step":
                 self._step(event)
             case "eval" if isinstance(event.get("metrics"), dict):
-                metrics = ", ".join(f"{name} {_shown(value)}" for name, value in event["metrics"].items())
-                self._print(f"eval at step {_shown(event.get('step'))}: {metrics}")
+                metrics = ", ".join(f"{name} {shown(value)}" for name, value in event["metrics"].items())
+                self._print(f"eval at step {shown(event.get('step'))}: {metrics}")
             case "end":
-                self._print(f"end after {_duration(self._clock() - self._began_s)}")
+                self._print(f"end after {duration(self._clock() - self._began_s)}")
 
     def say(self, line: str) -> None:
         """Print a line of xrun's own; the live line makes room for it."""
@@ -60,14 +60,14 @@ class Progress:
             self._live_line = ""
 
     def _step(self, event: Event) -> None:
-        step, steps = _number(event.get("step")), _number(event.get("steps"))
+        step, steps = number_of(event.get("step")), number_of(event.get("steps"))
         if step is None or not steps:
             return
-        line = f"step {step:.0f}/{steps:.0f}  loss {_shown(event.get('loss'))}"
-        if (rate := _number(event.get("samples_per_s"))) is not None:
+        line = f"step {step:.0f}/{steps:.0f}  loss {shown(event.get('loss'))}"
+        if (rate := number_of(event.get("samples_per_s"))) is not None:
             line += f"  {rate:.1f} samples/s"
         if (left_s := self._left_s(step, steps)) is not None:
-            line += f"  ETA {_duration(left_s)}"
+            line += f"  ETA {duration(left_s)}"
         part = math.floor(step * _PLAIN_PARTS / steps)
         if self._is_live:
             self._live_line = clipped(line, self._width() - 1)
@@ -104,8 +104,8 @@ class Progress:
 
 def _self_test(event: Event) -> str:
     ranks = event["ranks"] if isinstance(event.get("ranks"), list) else [event.get("ranks")]
-    steps = f"{_shown(event.get('steps'))} steps"
-    on = " and ".join(dict.fromkeys(map(_shown, ranks[:_RANKS_SHOWN])))
+    steps = f"{shown(event.get('steps'))} steps"
+    on = " and ".join(dict.fromkeys(map(shown, ranks[:_RANKS_SHOWN])))
     where = f"on {on} rank{'' if on == '1' else 's'}"
     if event["kind"] == "self-test":
         return f"self-test passed: {steps} gave the same bits {len(ranks)} times {where}"
@@ -113,31 +113,7 @@ def _self_test(event: Event) -> str:
 
 
 def _start(event: Event) -> str:
-    parts = [_shown(event["device"])] if isinstance(event.get("device"), str) else []
-    counts = {key: _number(event.get(key)) for key in ("threads", "parameters")}
+    parts = [shown(event["device"])] if isinstance(event.get("device"), str) else []
+    counts = {key: number_of(event.get(key)) for key in ("threads", "parameters")}
     parts += [f"{count:,.0f} {key}" for key, count in counts.items() if count is not None]
     return "started" + (f": {', '.join(parts)}" if parts else "")
-
-
-def _number(value: object) -> float | None:
-    """Return a finite number, or None for all else that a container may write."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _shown(value: object) -> str:
-    number = _number(value)
-    if number is None:
-        return "nan" if value is None else clipped(str(value), 40)
-    return f"{number:.0f}" if number.is_integer() else f"{number:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(min(max(seconds, 0.0), 1e9)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -29,6 +29,11 @@ class Project:
         """The store."""
         return self.root / "runs"
 
+    @property
+    def sweeps(self) -> Path:
+        """The sweeps' folders."""
+        return self.runs / "sweeps"
+
     def recipe(self, name: str) -> Path:
         """Return the folder of an image's recipe."""
         return self.root / "images" / name
@@ -46,8 +51,13 @@ def find_project(start: Path) -> Project:
     raise ConfigError(f"no conf/config.yaml in {start} or above it", hint="cd <the folder that holds conf/>")
 
 
+def leases(environment: Mapping[str, str]) -> Path:
+    """Return where the slots of this machine are given out: XRUN_LEASES, or one folder for all of its users."""
+    return Path(environment.get("XRUN_LEASES") or "/run/lock/xrun").absolute()
+
+
 def home(environment: Mapping[str, str]) -> Path:
-    """Return where images, leases and caches are kept: XRUN_HOME, or the user's cache folder."""
+    """Return where images and caches are kept: XRUN_HOME, or the user's cache folder."""
     if chosen := environment.get("XRUN_HOME"):
         return Path(chosen).absolute()
     caches = environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")  # noqa: PTH111, PTH118

@@ -102,6 +102,8 @@ class Started:
     host: dict[str, Scalar]
     """Name, CPU, kernel, driver: recorded, never compared."""
     conducted: Conducted | None = None
+    nonce: str | None = None
+    """Proves that a completion manifest is this run's, also to an xrun that takes the run up."""
     replay_of: str | None = None
     continues: str | None = None
     """The run whose checkpoint was taken up."""

@@ -14,8 +14,9 @@ from runner.container import WHOLE, Stretch
 from runner.engines.request import Engine
 from runner.engines.select import pick
 from runner.errors import EXIT_DIVERGED, EXIT_NOT_COMPARABLE, ReplayFailed, StoreError, XrunError
-from runner.execute import Halt, Watcher, execute
+from runner.execute import Watcher
 from runner.launch import Launch, again, job, watcher
+from runner.placement import place
 from runner.prepare import Workshop, make_ready
 from runner.record import Record, Verdict
 from runner.replay import (
@@ -32,6 +33,7 @@ from runner.slurm.client import Slurm
 from runner.slurm.placement import settled
 from runner.store import RunStore
 from runner.stretches import at_random, in_segments, named, together
+from runner.terms import Halt
 
 _STOPPED = "stopped by a signal"
 # Verdicts that end a replay, and xrun's exit codes of them.
@@ -115,25 +117,43 @@ def _stretches(past: Past, words: ReplayArguments) -> list[Stretch]:
 def _replay(plan: _Plan) -> list[Record]:
     """Execute every stretch, side by side where there are several, and return the records."""
     if len(plan.stretches) == 1:
-        return [_execute(plan, plan.stretches[0], None)]
-    stop = threading.Event()
+        alone = _execute(plan, plan.stretches[0], None)
+        assert alone is not None, "nobody ends this wait"
+        return [alone]
+    ends = _Ends(stop=threading.Event(), parted=threading.Event())
     with ThreadPoolExecutor(plan.words.segments or 1) as pool:
-        futures = [pool.submit(_execute, plan, stretch, stop) for stretch in plan.stretches]
+        futures = [pool.submit(_execute, plan, stretch, ends) for stretch in plan.stretches]
         try:
-            return [future.result() for future in futures]
+            return [record for future in futures if (record := future.result()) is not None]
         except BaseException:
-            stop.set()
+            ends.stop.set()
             raise
 
 
-def _execute(plan: _Plan, stretch: Stretch, stop: threading.Event | None) -> Record:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ends:
+    """What ends a stretch early that is replayed beside others."""
+
+    stop: threading.Event
+    """Set when all are to end."""
+    parted: threading.Event
+    """Set when a difference was found: a stretch that still waits for a slot is not begun."""
+
+    def may_wait(self) -> bool:
+        return not (self.stop.is_set() or self.parted.is_set())
+
+
+def _execute(plan: _Plan, stretch: Stretch, ends: _Ends | None) -> Record | None:
+    """Return the record of a stretch; None for one that was not begun because another one has parted."""
     past, workshop = plan.past, plan.workshop
     run = job(replace(plan.launch, stretch=stretch), plan.engine, workshop)
     comparison = Comparison(past, stretch, keep_going=plan.words.keep_going)
-    usual = watcher(plan.launch, run.started) if stop is None else _quiet(workshop)
-    looking = _looking(usual, comparison, stop)
-    record = execute(run, engine=plan.engine, store=RunStore(workshop.project.runs), watcher=looking)
-    if stop is not None:
+    usual = watcher(plan.launch, run.started) if ends is None else _quiet(workshop)
+    looking = _looking(usual, comparison, ends, keep_going=plan.words.keep_going)
+    if ends is None:
+        return place(run, plan.engine, workshop, looking, plan.launch.here)
+    record = place(run, plan.engine, workshop, looking, plan.launch.here, go_on=ends.may_wait)
+    if record is not None:
         said = record.verdict.message if record.verdict else f"{record.status}: {record.message}"
         workshop.say(f"{record.id}: {named(stretch, past.steps)}: {said}")
     return record
@@ -144,7 +164,7 @@ def _quiet(workshop: Workshop) -> Watcher:
     return Watcher(begin=lambda *_: None, event=lambda _: None, end=lambda record: record, say=workshop.say)
 
 
-def _looking(usual: Watcher, comparison: Comparison, stop: threading.Event | None) -> Watcher:
+def _looking(usual: Watcher, comparison: Comparison, ends: _Ends | None, *, keep_going: bool) -> Watcher:
     """Return who looks on at a replay: the usual ones, and the comparison with the run that it repeats."""
     folders: list[RunFolder] = []
 
@@ -153,10 +173,14 @@ def _looking(usual: Watcher, comparison: Comparison, stop: threading.Event | Non
         usual.begin(folder, pid)
 
     def end(record: Record) -> Record:
-        return usual.end(replace(record, verdict=comparison.verdict(record, folders[0].out)))
+        verdict = comparison.verdict(record, folders[0].out)
+        if ends is not None and verdict is not None and verdict.result in _PARTED and not keep_going:
+            # While the slot is still held: whoever gets it next must know.
+            ends.parted.set()
+        return usual.end(replace(record, verdict=verdict))
 
     def look() -> Halt | None:
-        enough = _STOPPED if stop is not None and stop.is_set() else comparison.look(folders[0].out)
+        enough = _STOPPED if ends is not None and ends.stop.is_set() else comparison.look(folders[0].out)
         return Halt(status="interrupted", message=enough) if enough else None
 
     return replace(usual, begin=begin, end=end, look=look)

@@ -1,24 +1,25 @@
 """`xrun resume <run-id>`: a run that was stopped goes on from its newest checkpoint that verifies."""
 
+import os
 from dataclasses import replace
-from pathlib import Path
 
 from runner import machine
+from runner.adopt import adopt, onlooker, what_was_started
 from runner.arguments import ResumeArguments
-from runner.checkpoints import has_checkpoint
 from runner.container import Stretch
-from runner.engines.select import pick
-from runner.errors import ConfigError, HardwareError, StoreError
-from runner.execute import execute
-from runner.launch import again, job, report, watcher
+from runner.engines.select import pick, pick_recorded
+from runner.errors import ConfigError, EngineError, HardwareError, StoreError
+from runner.launch import again, job, newest_with_checkpoint, report, watcher
 from runner.levels import is_resumable
+from runner.placement import place
 from runner.prepare import Workshop, make_ready
-from runner.record import Started
+from runner.project import leases
+from runner.record import Record, Started
 from runner.replay import identity_reasons
 from runner.run_folder import RunFolder
 from runner.slurm.client import Slurm
 from runner.slurm.placement import settled
-from runner.slurm_command import place, placement_of
+from runner.slurm_command import placement_of, submit_run
 from runner.spec import RunSpec
 from runner.store import Run, RunStore
 
@@ -28,6 +29,10 @@ def resume_run(workshop: Workshop, words: ResumeArguments, argv: tuple[str, ...]
     store = RunStore(workshop.project.runs)
     run = settled(store.look(store.find(words.run)), store, Slurm())
     spec = store.load_spec(run.folder)
+    if run.status == "interrupted" and not isinstance(run.facts, Record):
+        taken_up = _taken_up(workshop, words, run.folder, store)
+        if taken_up is not None:
+            return report(taken_up, workshop.say)
     past = _resumable(run, spec)
     here = machine.probe()
     is_placed = past.conducted is not None and past.conducted.scheduler.kind == "slurm"
@@ -39,31 +44,37 @@ def resume_run(workshop: Workshop, words: ResumeArguments, argv: tuple[str, ...]
     launch = replace(
         again(past, spec, store, here, ("resume", *argv)),
         continues=run.folder.id,
-        stretch=Stretch(past=_newest_with_checkpoint(store, run.folder, past)),
+        stretch=Stretch(past=newest_with_checkpoint(store, run.folder, past)),
     )
     if is_placed and past.conducted is not None:
         launch = replace(launch, conducted=past.conducted)
         engine_name = past.engine if words.engine == "auto" else words.engine
         placement = replace(placement_of(launch, engine_name, workshop), machine=past.host)
-        return place(placement, workshop, detach=words.detach, offline=words.offline, hint=hint)
+        return submit_run(placement, workshop, detach=words.detach, offline=words.offline, hint=hint)
     engine = pick(words.engine, workshop.images)
     if engine.name != "host":
         make_ready(spec.image, workshop, hint, offline=words.offline)
     going_on = job(launch, engine, workshop)
     workshop.say(f"going on with {run.folder.id}: engine {engine.name}, level {spec.determinism.level}")
-    return report(
-        execute(going_on, engine=engine, store=store, watcher=watcher(launch, going_on.started)), workshop.say
-    )
+    record = place(going_on, engine, workshop, watcher(launch, going_on.started), here)
+    assert record is not None, "nobody ends this wait"
+    return report(record, workshop.say)
 
 
-def _newest_with_checkpoint(store: RunStore, folder: RunFolder, facts: Started) -> Path:
-    """Return the newest `out` of the run, or of those before it, with a checkpoint: it may have ended before one."""
-    while not any(map(has_checkpoint, folder.outs)) and facts.continues is not None:
-        earlier = store.look(store.find(facts.continues))
-        if earlier.facts is None:
-            raise StoreError(earlier.problem)
-        folder, facts = earlier.folder, earlier.facts
-    return next(filter(has_checkpoint, folder.outs), folder.out)
+def _taken_up(workshop: Workshop, words: ResumeArguments, folder: RunFolder, store: RunStore) -> Record | None:
+    """Return the record of a run whose xrun was killed, if its container or a result of it is left."""
+    name = what_was_started(folder, store).engine
+    try:
+        engine = pick_recorded(name, workshop.images)
+    except EngineError:
+        if words.engine in {"auto", name}:
+            raise
+        return None  # it is to go on by another engine, perhaps on another machine
+    workshop.say(f"{folder.id}: its xrun was killed; looking for what it left, engine {name}")
+    record = adopt(folder, engine=engine, store=store, watcher=onlooker(), leases=leases(os.environ))
+    if record is not None and record.replay_of is not None:
+        workshop.say(f"what compared it with {record.replay_of} ended with its xrun; xrun replay {record.replay_of}")
+    return record
 
 
 def _resumable(run: Run, spec: RunSpec) -> Started:

@@ -8,15 +8,14 @@ from runner.conf.words import show_config, show_info
 from runner.container import DATA, OUT, SOURCE, SPEC
 from runner.engines.select import pick
 from runner.errors import ConfigError
-from runner.execute import execute
+from runner.k8s_command import manifest, require_dry_run
 from runner.launch import job, report, watcher
 from runner.levels import PRICES
-from runner.locking import Use
-from runner.plan import Plan, Planner, launch_of
+from runner.placement import place
+from runner.plan import Plan, Planner, launch_of, use_of
 from runner.prepare import Workshop, make_ready
-from runner.slurm_command import described, node_engine, place, placement_of
+from runner.slurm_command import described, node_engine, placement_of, submit_run
 from runner.source import snapshot
-from runner.store import RunStore
 
 
 def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...]) -> int:
@@ -31,13 +30,16 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
         return 0
     project = workshop.project
     take = partial(snapshot, project.experiments, project.runs)
-    plan = Planner(workshop, project, use_of(words), take).plan(words.overrides)
+    planner = Planner(workshop, project, use_of(words), take)
+    if (config := planner.composer.compose(words.overrides)).scheduler.kind == "k8s":
+        require_dry_run(config, words.overrides, is_dry=words.dry_run)
+    plan = planner.plan(words.overrides)
     if plan.config.scheduler.kind == "slurm":
         return _on_slurm(plan, workshop, words, argv)
     if words.detach:
         raise ConfigError("--detach: a run on this machine ends with its xrun", hint="scheduler=slurm")
     if words.dry_run:
-        sys.stdout.write(_described(plan))
+        sys.stdout.write(_manifest(plan) if plan.config.scheduler.kind == "k8s" else _described(plan))
         return 0
     engine = pick(plan.config.engine, workshop.images)
     if engine.name != "host":
@@ -48,14 +50,9 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
     level = plan.spec.determinism.level
     price = f" ({PRICES[level]})" if level in PRICES else ""
     workshop.say(f"{image}, engine {engine.name}, level {level}{price}")
-    store = RunStore(workshop.project.runs)
-    record = execute(run, engine=engine, store=store, watcher=watcher(launch, run.started))
+    record = place(run, engine, workshop, watcher(launch, run.started), plan.here)
+    assert record is not None, "nobody ends this wait"
     return report(record, workshop.say)
-
-
-def use_of(words: RunArguments) -> Use:
-    """Return how a command line wants its lock to be used."""
-    return "locked" if words.locked else "frozen" if words.frozen else "plain"
 
 
 def _on_slurm(plan: Plan, workshop: Workshop, words: RunArguments, argv: tuple[str, ...]) -> int:
@@ -65,7 +62,12 @@ def _on_slurm(plan: Plan, workshop: Workshop, words: RunArguments, argv: tuple[s
     if words.dry_run:
         sys.stdout.write(described(placement, workshop))
         return 0
-    return place(placement, workshop, detach=words.detach, offline=words.offline, hint=plan.relock)
+    return submit_run(placement, workshop, detach=words.detach, offline=words.offline, hint=plan.relock)
+
+
+def _manifest(plan: Plan) -> str:
+    launch = launch_of(plan, ())
+    return manifest(plan.spec, launch.conducted, plan.source, launch.self_test_steps)
 
 
 def _described(plan: Plan) -> str:

@@ -20,6 +20,11 @@ class RunFolder:
         return self.path.name
 
     @property
+    def store(self) -> Path:
+        """The folder of runs that this one is in."""
+        return self.path.parent
+
+    @property
     def spec(self) -> Path:
         """The RunSpec as canonical JSON; its digest is in the id."""
         return self.path / "spec.json"

@@ -67,6 +67,7 @@ def _container_command(placement: Placement, folder: RunFolder) -> str:
     """Return what would start the container on a node, as comments below the script."""
     order, conducted = placement.order, placement.conducted
     places = Places(
+        store=folder.store,
         source=Path(order.source),
         spec=folder.spec,
         out=folder.out,
@@ -84,7 +85,7 @@ def _container_command(placement: Placement, folder: RunFolder) -> str:
     return f"\n# The container would be started by this command, which has never been run:\n#   {words}\n"
 
 
-def place(placement: Placement, workshop: Workshop, *, detach: bool, offline: bool, hint: str) -> int:
+def submit_run(placement: Placement, workshop: Workshop, *, detach: bool, offline: bool, hint: str) -> int:
     """Submit a run and follow it to its end. Returns xrun's exit code; raises XrunError.
 
     `hint`: the command that helps where its image cannot be had.

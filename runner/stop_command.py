@@ -1,61 +1,64 @@
-"""`xrun stop <run-id>`: a run that a cluster has ends for good: with a checkpoint if it runs, at once if it waits."""
+"""`xrun stop <run-id>`: a run is asked to end after its step, with a checkpoint, whoever started it and however."""
 
+import os
 import sys
 import time
 
-from runner.errors import ConfigError, StoreError
-from runner.prepare import Say
+from runner.adopt import adopt, onlooker, what_was_started
+from runner.engines.select import pick_recorded
+from runner.errors import StoreError
+from runner.prepare import Workshop
+from runner.project import leases
+from runner.record import Record
 from runner.run_folder import RunFolder
-from runner.slurm.client import Slurm
-from runner.slurm.placement import cancel, end_now, settled, states
+from runner.slurm_stop import stop_placed
 from runner.store import Run, RunStore
 
-_LOOK_S = 0.3
-# What a node program takes to commit a record when its container has ended.
-_RECORD_S = 15.0
+_LOOK_S = 0.1
 
 
-def stop_run(store: RunStore, text: str, say: Say) -> int:
-    """Stop a run and return xrun's exit code when it has a record. Raises XrunError."""
-    run = store.look(store.find(text))
+def stop_run(workshop: Workshop, text: str) -> int:
+    """End a run, wait until its record is there, and print it. Returns xrun's exit code; raises XrunError."""
+    store = RunStore(workshop.project.runs)
+    folder = store.find(text)
+    run = store.look(folder)
     if run.problem:
         raise StoreError(run.problem)
     if run.status == "submitted":
-        stopped = stop_placed(run, store, say)
-        sys.stdout.write(f"{stopped.folder.id}: {stopped.status}\n")
-        return 0
+        stopped = stop_placed(run, store, workshop.say)
+        return _say(f"{stopped.folder.id}: {stopped.status}")
+    if isinstance(run.facts, Record):
+        return _say(f"{folder.id} has ended: {run.status}")
+    _ask(folder)
     if run.status == "running":
-        raise ConfigError(f"{run.folder.id} runs on this machine: Ctrl-C, or SIGTERM to its xrun, stops it")
-    raise ConfigError(f"{run.folder.id} does not run: it is {run.status}", hint=f"xrun show {run.folder.id}")
+        workshop.say(f"{folder.id} is asked to end; Ctrl-C leaves it to itself")
+        run = _awaited(store, folder)
+    if not isinstance(run.facts, Record):
+        return _end_what_is_left(workshop, store, folder)
+    return _say(f"{folder.id}: {run.status}{f': {run.facts.message}' if run.facts.message else ''}")
 
 
-def stop_placed(run: Run, store: RunStore, say: Say) -> Run:
-    """Stop a run that a cluster has, and return it with its record. Raises SchedulerError, StoreError."""
-    folder, slurm = run.folder, Slurm()
-    was = cancel(folder, slurm)
-    if was is not None and was.word == "running":
-        grace_s = _grace_s(folder, store)
-        say(f"{folder.id}: stopping after this step, with a checkpoint; Ctrl-C lets it go on to stop")
-        if not _has_ended(folder, slurm, grace_s + _RECORD_S):
-            say(f"{folder.id}: did not stop in scheduler.grace_s={grace_s}; cancelled")
-            end_now(folder, slurm)
-    _has_ended(folder, slurm, _RECORD_S)
-    return settled(store.look(folder), store, slurm)
+def _ask(folder: RunFolder) -> None:
+    try:
+        folder.ask_to_stop()
+    except OSError as error:
+        raise StoreError(f"{folder.id} cannot be stopped: {folder.control}: {error.strerror}") from error
 
 
-def _grace_s(folder: RunFolder, store: RunStore) -> int:
-    conducted = store.started(folder).conducted
-    return 0 if conducted is None else conducted.scheduler.grace_s
-
-
-def _has_ended(folder: RunFolder, slurm: Slurm, limit_s: float) -> bool:
-    """Wait until a run has a record, or its job has ended without."""
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if folder.record.exists():
-            return True
-        state = states([folder], slurm).get(folder.id)
-        if state is None or state.has_ended:
-            return True
+def _awaited(store: RunStore, folder: RunFolder) -> Run:
+    while (run := store.look(folder)).status == "running":
         time.sleep(_LOOK_S)
-    return False
+    return run
+
+
+def _end_what_is_left(workshop: Workshop, store: RunStore, folder: RunFolder) -> int:
+    engine = pick_recorded(what_was_started(folder, store).engine, workshop.images)
+    record = adopt(folder, engine=engine, store=store, watcher=onlooker(), leases=leases(os.environ))
+    if record is None:
+        return _say(f"{folder.id} has ended: its xrun was killed, and nothing of it runs any more")
+    return _say(f"{folder.id}: {record.status}{f': {record.message}' if record.message else ''}")
+
+
+def _say(line: str) -> int:
+    sys.stdout.write(line + "\n")
+    return 0

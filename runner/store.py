@@ -15,18 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from runner import durable, spec
+from runner import durable, record_files, spec
 from runner.errors import StoreError
 from runner.held import hold, is_held, take
 from runner.parse import ParseError
-from runner.record import Record, Started, Status, T, from_bytes, to_bytes
+from runner.record import Record, Started, Status, to_bytes
 from runner.run_folder import RunFolder
 from runner.spec import RunSpec
 
 RunStatus = Status | Literal["running", "damaged", "submitted", "queued", "requeued", "cancelled", "unknown"]
 """`submitted`: a cluster has the run; what becomes of it there the store cannot say."""
 _RUN_ID = re.compile(r"[^.].*-[0-9a-f]{8}-[1-9][0-9]*")
-_STARTED_AT = re.compile(rb'"started_at":"([^"]*)"')
 _NAMED_AT_MOST = 5
 
 
@@ -140,7 +139,7 @@ class RunStore:
 
     def load(self, folder: RunFolder) -> Record:
         """Return the record of a run that has ended. Raises StoreError where there is none or a byte of it changed."""
-        record = _load_record(folder)
+        record = record_files.read_record(folder.record, folder.id)
         if record is None:
             why = "still runs" if is_held(folder.lock) else "was interrupted"
             raise StoreError(f"{folder.id} has no record: it {why}", hint="xrun ls")
@@ -148,7 +147,7 @@ class RunStore:
 
     def started(self, folder: RunFolder) -> Started:
         """Return what was known of a run when it started. Raises StoreError where a byte of it changed."""
-        return _load_started(folder)
+        return record_files.read_started(folder.started)
 
     def load_spec(self, folder: RunFolder) -> RunSpec:
         """Return the spec that a run was started with. Raises StoreError where a byte of it changed."""
@@ -164,16 +163,16 @@ class RunStore:
     def look(self, folder: RunFolder) -> Run:
         """Return a run as it is now. A damaged one is shown as such: one bad file must not hide the others."""
         try:
-            record = _load_record(folder)
+            record = record_files.read_record(folder.record, folder.id)
             is_running = record is None and is_held(folder.lock)
             if record is None and not is_running:
                 # It may have ended between the two looks; the lock is freed after the record is there.
-                record = _load_record(folder)
+                record = record_files.read_record(folder.record, folder.id)
             if record is None:
                 status: RunStatus = "running" if is_running else "interrupted"
                 if folder.slurm.is_dir():
                     status = "submitted"
-                return Run(folder=folder, status=status, facts=_load_started(folder))
+                return Run(folder=folder, status=status, facts=record_files.read_started(folder.started))
         except StoreError as error:
             return Run(folder=folder, status="damaged", facts=None, problem=error.message)
         return Run(folder=folder, status=record.status, facts=record)
@@ -181,7 +180,7 @@ class RunStore:
     def runs(self, *, at_most: int | None = None) -> list[Run]:
         """Return runs, the newest first. With at_most, no more than these are read: a store may hold thousands."""
         folders = [RunFolder(path=self.root / name) for name in self.ids()]
-        folders.sort(key=lambda folder: (_started_at(folder), folder.id), reverse=True)
+        folders.sort(key=lambda folder: (record_files.started_at(folder.started), folder.id), reverse=True)
         return [self.look(folder) for folder in folders[:at_most]]
 
     def ids(self) -> list[str]:
@@ -193,39 +192,3 @@ class RunStore:
             return []
         except OSError as error:
             raise StoreError(f"{self.root} cannot be read: {error.strerror}") from error
-
-
-def _load_record(folder: RunFolder) -> Record | None:
-    try:
-        data = folder.record.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StoreError(f"{folder.record} cannot be read: {error.strerror}") from error
-    record = _parsed(Record, data, folder.record)
-    if record.id != folder.id:
-        raise StoreError(f"{folder.record} is the record of {record.id}")
-    return record
-
-
-def _started_at(folder: RunFolder) -> bytes:
-    """Return when a run started, unchecked: good enough to put runs in order."""
-    try:
-        found = _STARTED_AT.search(folder.started.read_bytes())
-    except OSError:
-        return b""
-    return found[1] if found else b""
-
-
-def _load_started(folder: RunFolder) -> Started:
-    try:
-        return _parsed(Started, folder.started.read_bytes(), folder.started)
-    except OSError as error:
-        raise StoreError(f"{folder.started} cannot be read: {error.strerror}") from error
-
-
-def _parsed(kind: type[T], data: bytes, path: Path) -> T:
-    try:
-        return from_bytes(kind, data)
-    except ParseError as error:
-        raise StoreError(f"{path} {error}") from error

@@ -9,61 +9,21 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from runner.canonical import canonical_bytes
 from runner.config import Tracking
 from runner.parse import parse, plain
-from runner.record import Metrics, Record, Started, Tracked
+from runner.record import Record, Tracked
 from runner.run_folder import RunFolder
-from runner.spec import RunSpec
 from runner.terminal import clipped, printable
+from runner.tracked import Assignment, Ending, Report, Subject
 from runner.wandb_environment import child_environment, key_of
 
 _FINISH_S = 30.0
 _EXIT_S = 5.0
 _MESSAGE_CAP = 200
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """What the child is told at its start, on one line of stdin."""
-
-    mode: Literal["online", "offline"]
-    name: str
-    project: str
-    entity: str | None
-    group: str | None
-    job_type: str
-    tags: tuple[str, ...]
-    config: dict[str, object]
-    image_digest: str
-    pid: int | None
-    """The container's first process, whose tree's load is logged; None where it is out of sight."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """What the child is told at the end, on the last line of stdin."""
-
-    status: str
-    exit_code: int | None
-    fingerprint: str | None
-    metrics: Metrics
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What the child tells, on one line of stdout each."""
-
-    kind: Literal["started", "trouble", "finished"]
-    message: str = ""
-    id: str | None = None
-    mode: Literal["online", "offline"] = "offline"
-    url: str | None = None
-    path: str | None = None
-    """Folder of W&B's files, relative to the run's folder."""
 
 
 class Tracker:
@@ -72,14 +32,12 @@ class Tracker:
     def __init__(
         self,
         tracking: Tracking,
-        spec: RunSpec,
-        started: Started,
+        subject: Subject,
         environment: Mapping[str, str],
         say: Callable[[str], None],
     ) -> None:
         self._tracking = tracking
-        self._spec = spec
-        self._started = started
+        self._subject = subject
         self._environment = environment
         self._say = say
         self._finish_s = _FINISH_S
@@ -102,7 +60,7 @@ class Tracker:
         assignment = self._assignment(folder.id, mode, pid)
         self._tracked = replace(self._tracked, mode=mode)
         try:
-            folder.wandb.mkdir()
+            folder.wandb.mkdir(exist_ok=True)
             with (folder.wandb / "stderr.txt").open("wb") as stderr:
                 self._child = subprocess.Popen(
                     [sys.executable, "-P", "-m", "runner.wandb_log", str(folder.path)],
@@ -121,17 +79,17 @@ class Tracker:
         self._hear(0.0)
 
     def end(self, record: Record) -> Record:
-        """Tell the child how the run ended, give it half a minute, and add to the record where metrics went."""
-        if self._child is None:
-            return replace(record, wandb=self._tracked)
-        self._tell(
-            Ending(
-                status=record.status,
-                exit_code=record.exit_code,
-                fingerprint=record.fingerprint,
-                metrics=record.metrics,
-            )
+        """Tell the child how the run ended, and add to the record where metrics went."""
+        ending = Ending(
+            status=record.status, exit_code=record.exit_code, fingerprint=record.fingerprint, metrics=record.metrics
         )
+        return replace(record, wandb=self.close(ending))
+
+    def close(self, ending: Ending) -> Tracked:
+        """Tell the child how it ended, give it half a minute, and return where metrics went."""
+        if self._child is None:
+            return self._tracked
+        self._tell(ending)
         with suppress(OSError):
             assert self._child.stdin is not None
             self._child.stdin.close()
@@ -140,32 +98,21 @@ class Tracker:
         except KeyboardInterrupt:  # Ctrl-C can no longer mean the run, which has ended: it means this wait
             self._trouble("not waited for any longer")
         self._stop()
-        return replace(record, wandb=self._tracked)
+        return self._tracked
 
-    def _assignment(self, run_id: str, mode: Literal["online", "offline"], pid: int | None) -> Assignment:
-        spec, started = self._spec, self._started
-        facts = {
-            "run": run_id,
-            "spec_digest": started.spec_digest,
-            "lock_digest": started.lock_digest,
-            "image_digest": started.image_digest,
-            "source": started.source,
-            "engine": started.engine,
-            "level": started.level,
-            "ranks": spec.ranks,
-            "hardware": plain(spec.hardware),
-            "replay_of": started.replay_of,
-        }
+    def _assignment(self, name: str, mode: Literal["online", "offline"], pid: int | None) -> Assignment:
+        subject, tracking = self._subject, self._tracking
+        facts = subject.facts if subject.job_type == "sweep" else {"run": name, **subject.facts}
         return Assignment(
             mode=mode,
-            name=run_id,
-            project=self._tracking.project,
-            entity=self._tracking.entity,
-            group=self._tracking.group,
-            job_type="replay" if started.replay_of else "train",
-            tags=self._tracking.tags,
-            config={**spec.config, "xrun": facts},
-            image_digest=started.image_digest,
+            name=name,
+            project=tracking.project,
+            entity=tracking.entity,
+            group=tracking.group or subject.group,
+            job_type=subject.job_type,
+            tags=tracking.tags,
+            config={**subject.config, "xrun": facts},
+            image_digest=subject.image_digest,
             pid=pid,
         )
 

@@ -125,7 +125,8 @@ def job_of_turn(turn: Turn, launch: Launch) -> Job:
     gpus = allotted(launch.here.gpus, os.environ)
     if len(gpus) < turn.gpu_count:
         raise HardwareError(f"SLURM gave {len(gpus)} GPUs of this node to the run, which needs {turn.gpu_count}")
-    how = replace(conduct(launch, gpus[: turn.gpu_count]), nonce=turn.files.nonce.read_text())
+    given = tuple(gpu.uuid for gpu in gpus[: turn.gpu_count])
+    how = replace(conduct(launch, given), nonce=turn.files.nonce.read_text())
     if turn.nodes > 1:
         place = Node(
             count=turn.nodes,
@@ -134,13 +135,10 @@ def job_of_turn(turn: Turn, launch: Launch) -> Job:
             master_port=int(os.environ["XRUN_MASTER_PORT"]),
         )
         how = replace(how, node=place)
-    scheduler = launch.conducted.scheduler
     return Job(
         spec=turn.spec,
-        started=replace(turn.started, host=host_facts(launch.here, turn.order.engine)),
+        started=replace(turn.started, host=host_facts(launch.here, turn.order.engine), nonce=how.nonce),
         source=Path(turn.order.source),
         data=Path(turn.order.data) if turn.order.data else None,
         conduct=how,
-        timeout_s=scheduler.timeout_s,
-        grace_s=scheduler.grace_s,
     )

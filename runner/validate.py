@@ -9,6 +9,7 @@ from runner.config import Config, virtual_ranks
 from runner.parse import Mistake, plain
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
 _AT_LEAST: Mapping[str, int] = {
@@ -29,8 +30,11 @@ _AT_LEAST: Mapping[str, int] = {
     "scheduler.timeout_s": 0,
     "scheduler.hang_timeout_s": 1,
     "scheduler.grace_s": 0,
+    "sweep.retries": 0,
+    "sweep.seed": 0,
     "scheduler.array_parallelism": 0,
     "scheduler.max_requeues": 0,
+    "scheduler.slots": 1,
 }
 
 _MATCH: Mapping[str, tuple[re.Pattern[str], str]] = {
@@ -44,6 +48,9 @@ _MATCH: Mapping[str, tuple[re.Pattern[str], str]] = {
         re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}|UNLIMITED", re.ASCII),
         "a time such as 4:00:00",
     ),
+    "scheduler.namespace": (_LABEL, "a name that Kubernetes takes: small letters, digits and '-'"),
+    "scheduler.queue": (_LABEL, "a name that Kubernetes takes: small letters, digits and '-'"),
+    "scheduler.claim": (_LABEL, "a name that Kubernetes takes: small letters, digits and '-'"),
     "image.platform": (re.compile(r"linux/[a-z0-9]+(/[a-z0-9]+)?"), "a platform such as linux/amd64"),
 }
 
@@ -59,6 +66,7 @@ def mistakes_in(config: Config) -> list[Mistake]:
         _hardware,
         _nodes,
         _determinism,
+        _sweep,
         _scheduler,
     )
     return [mistake for check in checks for mistake in check(config)]
@@ -74,6 +82,8 @@ def _value(config: Config, place: str) -> object:
 def _out_of_bounds(config: Config) -> Iterator[Mistake]:
     for place, least in _AT_LEAST.items():
         value = _value(config, place)
+        if value is None:
+            continue
         assert isinstance(value, int)
         if not least <= value < 1 << 63:
             bound = f"at least {least}" if value < least else "below 2^63"
@@ -161,6 +171,19 @@ def _determinism(config: Config) -> Iterator[Mistake]:
     if asked is not None and asked < max(ranks, 1):
         what = f"expected at least {max(ranks, 1)}, as many as hardware.ranks, found {asked}"
         yield Mistake(place="determinism.virtual_ranks", what=what)
+
+
+def _sweep(config: Config) -> Iterator[Mistake]:
+    sweep = config.sweep
+    if not sweep.metrics:
+        yield Mistake(place="sweep.metrics", what="a sweep's trials are compared by at least one metric")
+    elif len(sweep.directions) != len(sweep.metrics):
+        what = f"{len(sweep.directions)} for {len(sweep.metrics)} metrics; each has one"
+        yield Mistake(place="sweep.directions", what=what)
+    if sweep.jobs is not None and sweep.jobs < 1:
+        yield Mistake(place="sweep.jobs", what=f"expected at least 1, or null for all slots, found {sweep.jobs}")
+    if sweep.kind == "optuna" and sweep.trials < 1:
+        yield Mistake(place="sweep.trials", what=f"expected at least 1, found {sweep.trials}")
 
 
 def _scheduler(config: Config) -> Iterator[Mistake]:

@@ -19,7 +19,7 @@ from runner.outputs import Event, EventReader
 from runner.parse import parse, plain
 from runner.run_folder import RunFolder
 from runner.terminal import printable
-from runner.tracking import Assignment, Ending, Report
+from runner.tracked import Assignment, Ending, Report
 
 if TYPE_CHECKING:
     import wandb
@@ -130,7 +130,7 @@ def _init(folder: RunFolder, assignment: Assignment, mode: Literal["online", "of
         console="off",
         disable_code=True,
         disable_git=True,
-        docker=assignment.image_digest,
+        docker=assignment.image_digest or None,
         # Of this machine W&B learns the run's load, and neither name nor user, path or argv.
         host="",
         init_timeout=_INIT_S,

@@ -9,6 +9,12 @@ import pytest
 from bare_machine import BareMachine, bare_machine, readme_block
 
 
+@pytest.fixture(scope="session", autouse=True)
+def leases(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Give out the slots of this machine anew: two sessions of tests do not wait for each other."""
+    os.environ["XRUN_LEASES"] = str(tmp_path_factory.mktemp("leases") / "xrun")
+
+
 @pytest.fixture(scope="session")
 def root_machine(tmp_path_factory: pytest.TempPathFactory) -> BareMachine:
     return bare_machine(tmp_path_factory.mktemp("root"), "root")

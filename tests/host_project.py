@@ -35,6 +35,32 @@ experiment:
   outputs: [a.txt, b.txt]
 training: {steps: 1, batch_size: 1}
 """
+# A training in small: its loss falls to what x decides; what it does is for the test to say.
+CURVE = """\
+# @package _global_
+experiment:
+  name: curve
+  command:
+    - python3
+    - -c
+    - |
+      import json, os, pathlib, sys, time
+      x, steps, folder = float(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
+      if (folder / f"fail-{x:g}").exists():
+          sys.exit(7)
+      for step in range(1, steps + 1):
+          with open("metrics.jsonl", "a") as metrics:
+              print(json.dumps({"step": step, "loss": (x - 3) ** 2 + 1 / step}), file=metrics)
+          while (folder / f"hold-{x:g}").exists():
+              time.sleep(0.02)
+    - ${model.x}
+    - ${model.steps}
+    - FOLDER
+  outputs: [metrics.jsonl]
+  metrics: metrics.jsonl
+model: {x: 1.0, steps: 2}
+training: {steps: 1, batch_size: 1}
+"""
 # Nothing in a replay may decide by what is around it; this experiment does, at step 17, and is found out.
 FAULT = """
     if os.path.exists(FLAG) and draws.ids is not None and count_calls() == 17:
@@ -89,5 +115,6 @@ def make_bench(folder: Path) -> Bench:
     (folder / "experiments" / "tiny.py").write_text(source)
     (folder / "conf" / "image" / "none.yaml").write_text(IMAGE)
     (folder / "conf" / "experiment" / "tiny.yaml").write_text(EXPERIMENT)
+    (folder / "conf" / "experiment" / "curve.yaml").write_text(CURVE.replace("FOLDER", str(folder)))
     (folder / "conf" / "experiment" / "said.yaml").write_text(COMMAND.replace("FLAG", flag))
     return Bench(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"docker", "filelock", "hydra", "omegaconf", "torch", "wandb"}
+HEAVY = {"docker", "filelock", "hydra", "omegaconf", "optuna", "torch", "wandb"}
 
 
 def xrun(*argv: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:

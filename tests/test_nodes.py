@@ -42,7 +42,12 @@ def run_in_containers(folder: Path, images: ImageStore, count: int) -> str:
         (folder / name).mkdir(parents=True)
     (folder / "spec.json").write_bytes(spec.canonical())
     places = Places(
-        source=source.folder, spec=folder / "spec.json", out=folder / "out", control=folder / "control", data=None
+        store=folder,
+        source=source.folder,
+        spec=folder / "spec.json",
+        out=folder / "out",
+        control=folder / "control",
+        data=None,
     )
     engine, port, containers = EmbeddedEngine(images), free_port(), []
     engine.require(spec.image)

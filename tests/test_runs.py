@@ -231,3 +231,25 @@ def _speaks_of(process: Path, words: bytes) -> bool:
         return words in (process / "cmdline").read_bytes()
     except OSError:
         return False
+
+
+def test_a_run_whose_xrun_was_killed_is_taken_up_to_the_fingerprint_of_one_that_was_not(
+    machine: BareMachine, docker_host: str
+) -> None:
+    whole = run(machine, (*SHORT, "engine=docker"), docker_host)
+    environment = {**machine.environment, "DOCKER_HOST": docker_host}
+    argv = [str(machine.folder / ".venv/bin/xrun"), *SHORT, "engine=docker"]
+    running = subprocess.Popen(argv, cwd=machine.folder, env=environment, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    while "started" not in (line := running.stderr.readline()):
+        assert line, "xrun ended early"
+    running.kill()
+    running.communicate()
+    killed = json.loads(machine.xrun("show", "last", "--json").stdout)
+    assert killed["status"] == "interrupted"
+    machine.xrun("resume", killed["id"], DOCKER_HOST=docker_host)
+    record = json.loads(machine.xrun("show", killed["id"], "--json").stdout)
+    assert (record["status"], record["exit_code"]) == ("done", 0)
+    assert record["fingerprint"] == whole["fingerprint"]
+    log = (machine.folder / "runs" / killed["id"] / "log.txt").read_text()
+    assert log == (machine.folder / "runs" / str(whole["id"]) / "log.txt").read_text()

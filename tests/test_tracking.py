@@ -18,6 +18,7 @@ from runner.config import Tracking
 from runner.record import Record, Tracked
 from runner.run_folder import RunFolder
 from runner.store import RunStore
+from runner.tracked import subject_of
 from runner.tracking import Tracker
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -36,7 +37,7 @@ class Watched:
         self.said: list[str] = []
         tracking = Tracking(wandb=mode, project="xrun", entity=None, tags=("first",), group="pair", log_every_steps=1)
         passed = {"PATH": os.environ["PATH"], "HOME": str(root), **environment}
-        self.tracker = Tracker(tracking, make_spec(), self.started, passed, self.said.append)
+        self.tracker = Tracker(tracking, subject_of(make_spec(), self.started), passed, self.said.append)
         self.tracker._finish_s = 60.0
         self.tracker.begin(self.folder, os.getpid())
 
@@ -123,6 +124,8 @@ def test_an_offline_run_says_what_was_run_and_how_it_ended(offline: Watched) -> 
             "run": offline.folder.id,
             "source": offline.started.source,
             "spec_digest": offline.started.spec_digest,
+            "sweep": None,
+            "trial": None,
         },
     }
     known = ("display_name", "job_type", "project", "run_group", "tags", "run_id")

@@ -77,6 +77,15 @@ def test_a_sound_config_has_no_mistakes() -> None:
                 "hardware.nodes: 3 nodes need scheduler=slurm; scheduler=local has this machine alone",
             ],
         ),
+        ({"hardware.nodes": 2, "scheduler.kind": "k8s", "scheduler.claim": "c"}, []),
+        (
+            {"hardware.nodes": 2, "scheduler.kind": "k8s", "scheduler.claim": "No_Claim"},
+            ["scheduler.claim: expected a name that Kubernetes takes: small letters, digits and '-', found 'No_Claim'"],
+        ),
+        (
+            {"experiment": {"name": "c", "command": ["true"]}, "hardware.nodes": 2, "scheduler.kind": "k8s"},
+            ["hardware.nodes: a command runs on 1 node, found 2"],
+        ),
         ({"hardware.nodes": 0}, ["hardware.nodes: expected at least 1, found 0"]),
         (
             {"training.batch_size": 6},

@@ -1,5 +1,6 @@
 """The one way from `conf/` and the command line to a Config. Nothing of Hydra leaves it."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Composer:
         mistakes: list[Mistake] = []
         typed = _typed_as_defaults(tree, words, origin, mistakes)
         try:
-            config = parse(Config, _without_open(typed))
+            config = parse(Config, _without_open(_spelled(typed)))
             mistakes += [*mistakes_in(config), *_misnamed(config, chosen.choices)]
         except ParseError as error:
             mistakes += error.mistakes
@@ -110,6 +111,16 @@ def _typed_as_defaults(
                 what = f"expected {type(default).__name__}, found {type(value).__name__} {value!r}"
                 mistakes.append(Mistake(place=place, what=what))
     return typed
+
+
+def _spelled(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a tree in which a command's words are texts: `- ${optim.lr}` is a number until then."""
+    experiment = tree.get("experiment")
+    command = experiment.get("command") if isinstance(experiment, Mapping) else None
+    if not isinstance(experiment, Mapping) or not isinstance(command, list):
+        return tree
+    words = [json.dumps(word) if isinstance(word, int | float) else word for word in command]
+    return {**tree, "experiment": {**experiment, "command": words}}
 
 
 def _without_open(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Transformer, ValueType
+from hydra.core.override_parser.types import Glob, IntervalSweep, Transformer, ValueType
 from hydra.core.override_parser.types import Override as HydraOverride
 from hydra.errors import HydraException
 
@@ -17,26 +16,42 @@ _TRIALS_CAP = 10_000
 Words = tuple[str, ...]
 
 
-def grid(texts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> tuple[Words, list[Words]]:
-    """Return the words that all trials share, and each trial's own. Raises ConfigError with every wrong word."""
-    parser = OverridesParser.create()
-    shared: list[str] = []
-    axes: list[list[str]] = []
-    refusals: list[Refusal] = []
-    for text in texts:
-        parsed = parse_word(parser, text, groups)
-        values = parsed if isinstance(parsed, Refusal) else _values(parsed, groups)
+def swept(texts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> tuple[int, ...]:
+    """Return the places of the words that give several values. Raises ConfigError with every wrong word."""
+    return tuple(place for place, parsed in enumerate(_parsed(texts, groups)) if parsed.is_sweep_override())
+
+
+def example(texts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> Words:
+    """Return words of which each gives one value, the first of its own. Raises ConfigError."""
+    words = []
+    for text, parsed in zip(texts, _parsed(texts, groups), strict=True):
+        value = parsed.value()
+        if isinstance(value, IntervalSweep):
+            words.append(f"{parsed.get_key_element()}={value.start}")
+            continue
+        values = _values(parsed, groups)
         if isinstance(values, Refusal):
-            refusals.append(values)
-        elif values is None:
-            shared.append(text)
-        else:
-            axes.append(values)
-    if refusals:
+            raise refuse([values], ("-m", *texts))
+        words.append(values[0] if values else text)
+    return tuple(words)
+
+
+def grid(texts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[Words]:
+    """Return the words of each trial, every combination of the values. Raises ConfigError with every wrong word."""
+    found = [_values(parsed, groups) for parsed in _parsed(texts, groups)]
+    if refusals := [values for values in found if isinstance(values, Refusal)]:
         raise refuse(refusals, ("-m", *texts))
+    axes = [values if isinstance(values, list) else [text] for text, values in zip(texts, found, strict=True)]
     if math.prod(map(len, axes)) > _TRIALS_CAP:
         raise ConfigError(f"more than {_TRIALS_CAP:,} trials, which no sweep has: {' x '.join(_sizes(axes))}")
-    return tuple(shared), list(itertools.product(*axes))
+    return list(itertools.product(*axes))
+
+
+def _parsed(texts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[HydraOverride]:
+    answers = [parse_word(text, groups) for text in texts]
+    if refusals := [answer for answer in answers if isinstance(answer, Refusal)]:
+        raise refuse(refusals, ("-m", *texts))
+    return [answer for answer in answers if not isinstance(answer, Refusal)]
 
 
 def _values(parsed: HydraOverride, groups: Mapping[str, Sequence[str]]) -> list[str] | Refusal | None:
@@ -70,5 +85,6 @@ def _options(parsed: HydraOverride, groups: Mapping[str, Sequence[str]]) -> list
 
 
 def _sizes(axes: list[list[str]]) -> list[str]:
-    counts = [f"{len(axis):,}" if len(axis) <= _TRIALS_CAP else "many" for axis in axes]
-    return [f"{axis[0].partition('=')[0]} ({count})" for axis, count in zip(axes, counts, strict=True)]
+    several = [axis for axis in axes if len(axis) > 1]
+    counts = [f"{len(axis):,}" if len(axis) <= _TRIALS_CAP else "many" for axis in several]
+    return [f"{axis[0].partition('=')[0]} ({count})" for axis, count in zip(several, counts, strict=True)]

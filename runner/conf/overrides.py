@@ -76,8 +76,7 @@ def refuse(refusals: Sequence[Refusal], texts: Sequence[str]) -> ConfigError:
 
 def read_overrides(texts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[Override]:
     """Read the words of a command line. Raises ConfigError with every word that is wrong in itself."""
-    parser = OverridesParser.create()
-    answers = [_read(parser, text, groups) for text in texts]
+    answers = [_read(text, groups) for text in texts]
     if several := [answer.what for answer in answers if isinstance(answer, _Several)]:
         raise ConfigError("\n".join(several), hint=shlex.join(["xrun", "-m", *texts]))
     if refusals := [answer for answer in answers if isinstance(answer, Refusal)]:
@@ -85,20 +84,20 @@ def read_overrides(texts: Sequence[str], groups: Mapping[str, Sequence[str]]) ->
     return [answer for answer in answers if isinstance(answer, Override)]
 
 
-def _read(parser: OverridesParser, text: str, groups: Mapping[str, Sequence[str]]) -> Override | Refusal:
-    parsed = parse_word(parser, text, groups)
+def _read(text: str, groups: Mapping[str, Sequence[str]]) -> Override | Refusal:
+    parsed = parse_word(text, groups)
     if isinstance(parsed, Refusal):
         return parsed
     return _several(parsed, is_group=parsed.key_or_group in groups) or _override(parsed, groups)
 
 
-def parse_word(parser: OverridesParser, text: str, groups: Mapping[str, Sequence[str]]) -> HydraOverride | Refusal:
+def parse_word(text: str, groups: Mapping[str, Sequence[str]]) -> HydraOverride | Refusal:
     """Read a word by Hydra's grammar, with bounds, and without Hydra's own settings."""
     if len(text) > _MAX_CHARACTERS or _depth(text) > _MAX_DEPTH:
         what = f"longer than {_MAX_CHARACTERS} characters or nested deeper than {_MAX_DEPTH} levels"
         return Refusal(what=f"{text[:40]}…: {what}")
     try:
-        parsed = parser.parse_override(text)
+        parsed = OverridesParser.create().parse_override(text)
     # A function of the grammar, such as int(abc), fails with Python's own errors.
     except (HydraException, ValueError, TypeError) as error:
         return _unreadable(text, error, groups)

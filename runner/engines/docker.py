@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,11 +16,18 @@ import docker
 import requests
 
 from runner.engines.docker_image import require_image
-from runner.engines.docker_payload import UNPRIVILEGED, container_payload, differences, outcome_of
+from runner.engines.docker_payload import (
+    UNPRIVILEGED,
+    container_name,
+    container_payload,
+    differences,
+    labels,
+    outcome_of,
+)
 from runner.engines.dockerd import DAEMON_ERRORS, connect, daemon_words, words_of
-from runner.engines.log import open_log
+from runner.engines.log import open_log, unlogged
 from runner.engines.ownership import give
-from runner.engines.request import Container, ContainerRequest, Images, Outcome, fit
+from runner.engines.request import Container, ContainerRequest, Images, Outcome, Remains, fit
 from runner.errors import EngineError, ImageError
 from runner.lock import ImagePin
 
@@ -55,18 +62,50 @@ class DockerEngine:
         user = _user(machine.get("SecurityOptions") or ())
         payload = container_payload(request, limits, image, user=user)
         writable = [mount.source for mount in request.mounts if not mount.read_only]
-        container_id = _create(self._client, request.name, payload)
+        container_id = _create(self._client, container_name(request), payload)
         try:
             _check(self._client, container_id, payload)
             if os.geteuid() == 0:
                 give(writable, *user)
-            return _DockerContainer(self._client, container_id, writable, open_log(log))
+            with daemon_words("the container does not start"):
+                # Attached before it starts, so that its first words are not lost.
+                output = self._client.attach(container_id, stdout=True, stderr=True, stream=True, logs=False)
+                container = _DockerContainer(self._client, container_id, writable)
+                container.write_log(output, iter(output), open_log(log))
+                self._client.start(container_id)
         except BaseException:
             with suppress(*DAEMON_ERRORS):
                 self._client.remove_container(container_id, v=True, force=True)
             if os.geteuid() == 0:
                 give(writable, 0, 0)
             raise
+        return container
+
+    def attach(self, remains: Remains) -> Container | None:
+        """Take up the container of a dead xrun, also one that has ended; None where none is left. EngineError.
+
+        What its log misses is completed from the daemon's own.
+        """
+        for found in self._found(remains, all=True):
+            container = _DockerContainer(self._client, found["Id"], [remains.out])
+            if found["State"] == "created":  # its xrun died before it was started
+                container.remove()
+                continue
+            with daemon_words("the container's log cannot be read"):
+                output = self._client.logs(found["Id"], stdout=True, stderr=True, stream=True, follow=True)
+            container.write_log(output, unlogged(iter(output), remains.log), open_log(remains.log))
+            return container
+        return None
+
+    def is_running(self, remains: Remains) -> bool:
+        """Say whether the container of a dead xrun still runs. Raises EngineError."""
+        return bool(self._found(remains))
+
+    def _found(self, remains: Remains, **options: bool) -> list[dict[str, Any]]:
+        wanted = labels(remains.run.name, str(remains.run.parent)).items()
+        filters = {"label": [f"{name}={value}" for name, value in wanted]}
+        with daemon_words("the Docker daemon does not list its containers"):
+            return list(self._client.containers(filters=filters, **options))
 
     def end_leftover(self, name: str) -> None:
         """End and remove a container that an earlier xrun left, if there is one. Raises EngineError."""
@@ -107,23 +146,23 @@ def _write_whole(log: BinaryIO, chunk: bytes) -> None:
 class _DockerContainer:
     """A started container, whose output a thread of its own writes to the log."""
 
-    def __init__(self, client: Any, container_id: str, writable: list[Path], log: BinaryIO) -> None:
+    def __init__(self, client: Any, container_id: str, writable: list[Path]) -> None:
         self._client = client
         self._id = container_id
         self._writable = writable
         self._unreachable_since: float | None = None
         self._was_unreachable = False
         self._log_failure: OSError | None = None
-        with daemon_words("the container does not start"):
-            # Attached before it starts, so that its first words are not lost.
-            output = client.attach(container_id, stdout=True, stderr=True, stream=True, logs=False)
-            self._logging = threading.Thread(target=self._write_log, args=(output, log), daemon=True)
-            self._logging.start()
-            client.start(container_id)
+        self._logging = threading.Thread()
 
-    def _write_log(self, output: Any, log: BinaryIO) -> None:
+    def write_log(self, output: Any, chunks: Iterator[bytes], log: BinaryIO) -> None:
+        """Write what comes of the daemon's stream to the log, until it ends."""
+        self._logging = threading.Thread(target=self._write_log, args=(output, chunks, log), daemon=True)
+        self._logging.start()
+
+    def _write_log(self, output: Any, chunks: Iterator[bytes], log: BinaryIO) -> None:
         with log, suppress(*DAEMON_ERRORS), closing(output._response):  # noqa: SLF001, its own close() leaves the socket
-            for chunk in output:
+            for chunk in chunks:
                 # Read on after a failure: a container whose output nobody takes stands still.
                 if self._log_failure is None:
                     try:

@@ -8,7 +8,7 @@ import docker
 from runner.engines.dockerd import DAEMON_ERRORS, daemon_words, plain_text, words_of
 from runner.engines.request import Images
 from runner.errors import ImageError
-from runner.lock import ImagePin
+from runner.lock import ImagePin, repository
 
 
 def require_image(client: Any, images: Images, pin: ImagePin) -> Mapping[str, Any]:
@@ -47,13 +47,6 @@ def _ids(pin: ImagePin) -> list[str]:
 def _pulled_names(pin: ImagePin) -> list[str]:
     """Return the names that only a pull by digest gives; for a pin whose config's digest is still open."""
     return [f"{repository(pin.ref)}@{pin.digest}"] if pin.source == "registry" else []
-
-
-def repository(ref: str) -> str:
-    """Return a reference without its tag and digest."""
-    name = ref.partition("@")[0]
-    head, colon, tail = name.rpartition(":")
-    return head if colon and "/" not in tail else name
 
 
 def _check(pin: ImagePin, name: str, found: Mapping[str, Any]) -> None:

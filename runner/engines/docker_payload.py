@@ -1,5 +1,7 @@
 """What a Docker daemon is told of a container request, and what its answers mean. Plain data, no daemon."""
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,9 +44,21 @@ def container_payload(
         "Hostname": "localhost",
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGTERM",
-        "Labels": {"xrun.run": request.name},
+        "Labels": labels(request.name, request.store),
         "HostConfig": _host_config(request, limits, user, tuple(config.get("Volumes") or ())),
     }
+
+
+def labels(run_id: str, store: str) -> dict[str, str]:
+    """Return what tells the container of a run from all others: two stores may hold runs of one id."""
+    return {"xrun.run": run_id, "xrun.store": store}
+
+
+def container_name(request: ContainerRequest) -> str:
+    """Return the container's name in the daemon: the run's id, made unique among all stores."""
+    if not request.store:
+        return request.name
+    return f"{request.name}.{hashlib.sha256(os.fsencode(request.store)).hexdigest()[:8]}"
 
 
 def _environment(request: ContainerRequest, image_environment: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from runner.engines.bwrap import HOSTS, bwrap_program, probe_argv, root_arguments
-from runner.engines.request import Container, ContainerRequest, Images, fit
+from runner.engines.request import Container, ContainerRequest, Images, Remains, fit
 from runner.engines.sandbox import Plan, Sandbox, SandboxRefused
 from runner.errors import EngineError
 from runner.lock import ImagePin
@@ -44,6 +44,14 @@ class EmbeddedEngine:
             return Sandbox(plan)
         except SandboxRefused as refused:
             raise _refusal(str(refused)) from None
+
+    def attach(self, remains: Remains) -> Container | None:  # noqa: ARG002, whatever is asked for
+        """Find nothing: a sandbox ends with its xrun."""
+        return None
+
+    def is_running(self, remains: Remains) -> bool:  # noqa: ARG002, as above
+        """Say that it does not: a sandbox ends with its xrun."""
+        return False
 
 
 def _require_sandbox(program: Path) -> None:

@@ -1,6 +1,7 @@
 """Where a container's output goes."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -11,3 +12,25 @@ def open_log(path: Path) -> BinaryIO:
     log = os.fdopen(descriptor, "ab", buffering=0)
     log.seek(0, os.SEEK_END)
     return cast("BinaryIO", log)
+
+
+def unlogged(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    """Yield what of a container's whole output is not in its log yet.
+
+    Where the log does not begin as the output does, the engine has dropped the begin: then all of it, after a line
+    that says so.
+    """
+    try:
+        with path.open("rb") as log:
+            for chunk in chunks:
+                logged = log.read(len(chunk))
+                if logged == chunk:
+                    continue
+                yield chunk[len(logged) :] if chunk.startswith(logged) else GAP + chunk
+                break
+    except FileNotFoundError:
+        pass
+    yield from chunks
+
+
+GAP = b"\nxrun: was killed; from here on the engine's own log, which begins later or elsewhere\n"

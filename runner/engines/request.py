@@ -37,7 +37,9 @@ class ContainerRequest:
     """
 
     name: str
-    """Unique name of the container: the run id."""
+    """The run's id, unique in its store."""
+    store: str = ""
+    """The folder of runs that the run is in."""
     image: ImagePin
     argv: tuple[str, ...]
     environment: tuple[tuple[str, str], ...]
@@ -51,7 +53,7 @@ class ContainerRequest:
     """none: loopback alone, a private one. host: the host's own interfaces, for the ranks of several nodes."""
 
 
-OutcomeKind = Literal["exited", "killed", "out-of-memory", "lost"]
+OutcomeKind = Literal["exited", "killed", "out-of-memory", "lost", "unseen"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,7 @@ class Outcome:
     """How a container ended. Only a completion manifest says that a run succeeded, never this alone."""
 
     kind: OutcomeKind
+    """`unseen`: it has ended, and how is not ours to know."""
     exit_code: int
     """Of the container's first process; 128 + n when signal n ended it."""
     detail: str = ""
@@ -78,6 +81,17 @@ class Container(Protocol):
 
     def remove(self) -> None:
         """Free what the engine keeps of an ended container. Its mounts stay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remains:
+    """What is known of a container whose xrun is dead."""
+
+    run: Path
+    """The run's folder."""
+    out: Path
+    """What the container may write."""
+    log: Path
 
 
 class Images(Protocol):
@@ -103,6 +117,12 @@ class Engine(Protocol):
 
     def start(self, request: ContainerRequest, log: Path) -> Container:
         """Start a container whose output is appended to a file. Raises EngineError, ImageError."""
+
+    def attach(self, remains: Remains) -> Container | None:
+        """Take up the container of a dead xrun, also one that has ended; None where none is left. EngineError."""
+
+    def is_running(self, remains: Remains) -> bool:
+        """Say whether the container of a dead xrun still runs. Raises EngineError."""
 
 
 def fit(limits: Limits, memory_bytes: int) -> Limits:

@@ -31,6 +31,15 @@ def pick(name: Literal["auto", "docker", "embedded", "host"], images: Images) ->
         return _embedded(images)
 
 
+def pick_recorded(name: str, images: Images) -> Engine:
+    """Return the engine that a run says it had. Raises EngineError."""
+    names: tuple[Literal["docker", "embedded", "host"], ...] = ("docker", "embedded", "host")
+    for known in names:
+        if known == name:
+            return pick(known, images)
+    raise EngineError(f"this xrun has no engine {name!r}", hint="xrun --version")
+
+
 def _embedded(images: Images) -> Engine:
     from runner.engines.embedded import EmbeddedEngine  # noqa: PLC0415
 

@@ -17,24 +17,61 @@ if TYPE_CHECKING:
     from runner.inside.job import Job
 
 
+# Metrics are passed on while the command runs, this often.
+_LOOK_S = 0.5
+
+
 def run(job: Job) -> int:
     """Run the experiment's command in the run's folder. Returns its exit code; done.json is written only after 0."""
     experiment = job.config["experiment"]
     with Events(job.out / "events.jsonl") as events:
         events.write("start", command=experiment["command"])
-        code = subprocess.run(experiment["command"], cwd=job.out, check=False).returncode
+        metrics = _Metrics(job.out, experiment.get("metrics"))
+        code = _execute(job, metrics, events)
         if code:
             _write_error(job.out, f"error: {experiment['command'][0]} ended with exit code {code}\n")
             return code if code > 0 else 128 - code
-        lines = _metrics(job.out, experiment.get("metrics"))
-        for number, metrics in enumerate(lines, 1):
-            events.write("eval", step=metrics.get("step", number), metrics=metrics)
+        metrics.pass_on(events, is_whole=True)
         names = sorted({*experiment["outputs"], *filter(None, [experiment.get("metrics")])})
         fingerprint = _fingerprint(job.out, names)
-        events.write("end", step=len(lines))
-    done = {"nonce": job.nonce, "fingerprint": fingerprint, "weights": None, "steps": len(lines)}
-    write_done(job.out, {**done, "metrics": lines[-1] if lines else {}})
+        events.write("end", step=metrics.count)
+    done = {"nonce": job.nonce, "fingerprint": fingerprint, "weights": None, "steps": metrics.count}
+    write_done(job.out, {**done, "metrics": metrics.last})
     return 0
+
+
+def _execute(job: Job, metrics: _Metrics, events: Events) -> int:
+    with subprocess.Popen(job.config["experiment"]["command"], cwd=job.out) as command:
+        while True:
+            try:
+                return command.wait(_LOOK_S)
+            except subprocess.TimeoutExpired:
+                metrics.pass_on(events, is_whole=False)
+
+
+class _Metrics:
+    """The file to which a command appends one JSON object of metrics a line."""
+
+    def __init__(self, out: Path, name: str | None) -> None:
+        self.count = 0
+        self.last: dict[str, Any] = {}
+        self._path = None if name is None else out / name
+        self._position = 0
+
+    def pass_on(self, events: Events, *, is_whole: bool) -> None:
+        """Tell of the lines that are new. The last one may be half written, unless the file is whole."""
+        if self._path is None or not self._path.is_file():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            content = file.read()
+        end = len(content) if is_whole else content.rfind(b"\n") + 1
+        self._position += end
+        for line in content[:end].decode("utf-8").splitlines():
+            if line.strip():
+                self.last = json.loads(line)
+                self.count += 1
+                events.write("eval", step=self.last.get("step", self.count), metrics=self.last)
 
 
 def _fingerprint(out: Path, names: list[str]) -> str:
@@ -43,12 +80,6 @@ def _fingerprint(out: Path, names: list[str]) -> str:
         raise Refused(f"the command ended without writing {', '.join(missing)}, which experiment.outputs declares")
     content = "".join(f"{digest_of_file(out / name)}  {name}\n" for name in names)
     return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
-
-
-def _metrics(out: Path, name: str | None) -> list[dict[str, Any]]:
-    if name is None or not (out / name).is_file():
-        return []
-    return [json.loads(line) for line in (out / name).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _write_error(out: Path, message: str) -> None:

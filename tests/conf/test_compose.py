@@ -287,3 +287,8 @@ def test_composing_runs_no_plugin_writes_no_file_and_leaves_folder_and_environme
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_command_takes_hyperparameters_as_its_words(conf: Path) -> None:
+    words = ["experiment=tiny", "experiment.module=null", "experiment.command=[run,'${optim.lr}','${seed}',true]"]
+    assert compose(conf, words).experiment.command == ("run", "0.05", "0", "true")

@@ -30,7 +30,7 @@ def test_groups_are_the_folders_of_conf_and_options_its_files(conf: Path) -> Non
         "hardware": ("cpu", "h200"),
         "image": ("cpu", "pytorch-cuda"),
         "precision": ("bf16", "fp16", "fp32", "tf32"),
-        "scheduler": ("local", "slurm"),
+        "scheduler": ("k8s", "local", "slurm"),
         "sweep": ("grid", "optuna"),
         "tracking": ("off", "wandb"),
     }

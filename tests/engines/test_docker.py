@@ -34,6 +34,7 @@ def test_a_payload_says_everything(image: TinyImage) -> None:
         ),
         gpus=("GPU-1",),
         workdir="/b",
+        store="/store",
     )
     described = {
         "Id": SHA,
@@ -49,7 +50,7 @@ def test_a_payload_says_everything(image: TinyImage) -> None:
         "Hostname": "localhost",
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGTERM",
-        "Labels": {"xrun.run": "run-1"},
+        "Labels": {"xrun.run": "run-1", "xrun.store": "/store"},
         "HostConfig": {
             "AutoRemove": False,
             "CapDrop": ["ALL"],
@@ -171,7 +172,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
     until(lambda: docker_client.inspect_container(name)["State"]["Status"] == "exited")
     assert docker_client.inspect_container(name)["State"]["ExitCode"] == 7
-    assert docker_client.inspect_container(name)["Config"]["Labels"] == {"xrun.run": name}
+    assert docker_client.inspect_container(name)["Config"]["Labels"] == {"xrun.run": name, "xrun.store": ""}
     assert docker_client.logs(name) == b"done\n"
     assert (tmp_path / "out/result").read_text() == "result\n"
 

@@ -17,9 +17,8 @@ from engines.conftest import container_name, missing
 from engines.tiny_image import TinyImage, TinyImages, digest, docker_archive
 from engines.trial import LIMITS, Trial, perform, request_of, until
 from runner.engines.docker import DockerEngine
-from runner.engines.docker_image import repository
 from runner.errors import ImageError
-from runner.lock import ImagePin
+from runner.lock import ImagePin, repository
 
 
 class Archive(TinyImages):

@@ -111,7 +111,12 @@ def request(*, ref: str | None, out: Path = RUN / "out") -> ContainerRequest:
         image = replace(spec.image, source="registry", ref=f"{ref}@{digest}", index=digest)
         spec = replace(spec, image=image)
     places = Places(
-        source=RUN.parent / ".source" / "x", spec=RUN / "spec.json", out=out, control=RUN / "control", data=None
+        store=RUN.parent,
+        source=RUN.parent / ".source" / "x",
+        spec=RUN / "spec.json",
+        out=out,
+        control=RUN / "control",
+        data=None,
     )
     limits = Limits(memory_bytes=1 << 34, pids=4096, shm_bytes=1 << 33, tmp_bytes=1 << 32)
     conduct = Conduct(nonce="0" * 32, log_every_steps=1, hang_timeout_s=600, limits=limits)

@@ -1,0 +1,124 @@
+"""The supervising loop of a sweep: each trial starts as soon as there is room for it, and none waits for another."""
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Protocol, TypeVar
+
+from runner.errors import XrunError
+from runner.record import Record
+
+_LOOK_S = 0.1
+
+Trial = TypeVar("Trial")
+
+
+class Room(Protocol):
+    """What a trial holds while it runs."""
+
+    def release(self) -> None:
+        """Let go of it."""
+
+
+R = TypeVar("R", bound=Room)
+
+
+class Picker(Protocol[Trial]):
+    """Which trials there are, and in which order."""
+
+    def orphans(self) -> list[Trial]:
+        """Return the trials of which something may still run that a killed xrun has started."""
+
+    def peek(self) -> Trial | None:
+        """Return a trial that needs the room of the next one; None where none is to be started now."""
+
+    def has_more(self) -> bool:
+        """Say whether a trial may still come, though none is to be started now."""
+
+    def take(self) -> Trial | None:
+        """Return the next trial, picked knowing all that has ended: its room is held. None: it need not run."""
+
+    def end(self, trial: Trial, record: Record | None) -> None:
+        """Take in how a trial ended; None: nothing was left of an orphan, and it is to be started."""
+
+
+class Loop:
+    """Runs a picker's trials, each in a thread of its own, until none is left."""
+
+    def __init__(self, look: Callable[[], None], *, jobs: int | None) -> None:
+        self._look = look
+        self._jobs = jobs
+        self._ended: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._running = 0
+        self._error: BaseException | None = None
+
+    def run(
+        self,
+        picker: Picker[Trial],
+        hold: Callable[[Trial], R | None],
+        execute: Callable[[Trial, R], Record],
+        adopt: Callable[[Trial], Record | None],
+    ) -> None:
+        """Run all trials. Raises the first error that is no trial's own, after those that run have ended.
+
+        `hold` waits for a trial's room and calls `settle` while it does; None where there is to be none. `adopt`
+        follows an orphan, whose room is still its own.
+        """
+        for orphan in picker.orphans():
+            self._start(picker, orphan, partial(adopt, orphan))
+        while self._error is None:
+            self.settle()
+            trial = None if self._jobs is not None and self._running >= self._jobs else picker.peek()
+            if trial is None:
+                if not (self._running or picker.has_more()):
+                    return
+                self.settle(_LOOK_S)
+                continue
+            room = hold(trial)
+            if room is None:
+                break
+            if (trial := picker.take()) is None:
+                room.release()
+            else:
+                self._start(picker, trial, partial(execute, trial, room))
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait for the trials that run. Raises the first error that was no trial's own."""
+        while self._running:
+            self.settle(_LOOK_S)
+        if self._error is not None:
+            raise self._error
+
+    def settle(self, timeout_s: float = 0.0) -> None:
+        """Take in the trials that have ended, waiting for one at most timeout_s."""
+        self._look()
+        try:
+            self._ended.get(block=timeout_s > 0, timeout=timeout_s or None)()
+            while True:
+                self._ended.get_nowait()()
+        except Empty:
+            pass
+
+    def _start(self, picker: Picker[Trial], trial: Trial, execute: Callable[[], Record | None]) -> None:
+        def work() -> None:
+            try:
+                record = execute()
+            except BaseException as error:  # noqa: BLE001, it is raised where the sweep is waited for
+                self._ended.put(partial(self._fail, error))
+            else:
+                self._ended.put(partial(self._end, picker, trial, record))
+
+        self._running += 1
+        # A daemon: a second Ctrl-C does not wait for it.
+        threading.Thread(target=work, daemon=True).start()
+
+    def _end(self, picker: Picker[Trial], trial: Trial, record: Record | None) -> None:
+        self._running -= 1
+        picker.end(trial, record)
+
+    def _fail(self, error: BaseException) -> None:
+        self._running -= 1
+        if self._error is None or not isinstance(error, XrunError):
+            self._error = error
