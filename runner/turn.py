@@ -125,8 +125,8 @@ def job_of_turn(turn: Turn, launch: Launch) -> Job:
     gpus = allotted(launch.here.gpus, os.environ)
     if len(gpus) < turn.gpu_count:
         raise HardwareError(f"SLURM gave {len(gpus)} GPUs of this node to the run, which needs {turn.gpu_count}")
-    uuids = tuple(gpu.uuid for gpu in gpus[: turn.gpu_count])
-    how = replace(conduct(launch, uuids), nonce=turn.files.nonce.read_text())
+    given = tuple(gpu.uuid for gpu in gpus[: turn.gpu_count])
+    how = replace(conduct(launch, given), nonce=turn.files.nonce.read_text())
     if turn.nodes > 1:
         place = Node(
             count=turn.nodes,
