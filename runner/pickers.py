@@ -71,6 +71,7 @@ class Grid:
         self._account = account
         self._force = force
         self.failed: list[int] = []
+        self.ran = False
 
     def orphans(self) -> list[Trial]:
         """Return the trials of which something may still run that a killed xrun has started."""
@@ -115,13 +116,14 @@ class Grid:
         if record is None:
             self._left.appendleft(trial)
             return
+        self.ran = True
         run = self._account.store.look(self._account.store.find(record.id))
         own = self._runs.setdefault(trial.number, [])
         own[:] = [earlier for earlier in own if earlier.folder.id != run.folder.id] + [run]
         self._account.table.end(trial.number, record, values_of(run, self._account.facts.metrics))
-        if record.status == "done" or record.status in _UNFINISHED:
+        if record.status in {"done", "interrupted"}:
             return
-        if self._may_run(own):
+        if record.status != "lost" and self._may_run(own):
             self._left.appendleft(trial)
         else:
             self.failed.append(trial.number)
@@ -157,6 +159,7 @@ class Search:
         # The study is told by this thread, and asked by those of the trials whether to go on.
         self._lock = threading.Lock()
         self.failed: list[int] = []
+        self.ran = False
 
     def orphans(self) -> list[Trial]:
         """Return the trials of which something may still run that a killed xrun has started."""
@@ -212,12 +215,15 @@ class Search:
         if record is None:
             self._begun.appendleft(Asked(number=trial.number, words=trial.words))
             return
+        self.ran = True
         store, facts = self._account.store, self._account.facts
         run = store.look(store.find(record.id))
         self._runs.setdefault(trial.number, []).append(run)
         self._account.table.end(trial.number, record, values_of(run, facts.metrics))
         if record.status not in _UNFINISHED:
             self._tell(trial.number, run)
+        elif record.status == "lost":
+            self.failed.append(trial.number)  # the next start goes on with it
 
     def _settled(self, asked: Asked) -> bool:
         """Tell the study of a trial that had ended when the sweep was killed."""

@@ -5,15 +5,16 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from runner.arguments import RunArguments, SweepArguments
 from runner.conf.grid import example, grid, swept
 from runner.conf.space import dimensions
 from runner.config import Sweep, Tracking
-from runner.errors import RunFailed
+from runner.errors import ConfigError, RunFailed
 from runner.pickers import Account, Grid, Search, Trial
 from runner.plan import Plan, Planner, use_of
 from runner.prepare import Workshop
@@ -23,14 +24,17 @@ from runner.run_folder import RunFolder
 from runner.search import Study
 from runner.source import snapshot, stored
 from runner.space import SearchSettings
-from runner.store import Run, RunStore
+from runner.store import RunStore
 from runner.sweep_jobs import run_jobs
 from runner.sweep_table import SweepTable
 from runner.sweep_trials import Stage, run_trials
 from runner.sweeps import Planned, SweepFacts, SweepFolder, SweepStore, sweep_id
 from runner.tracked import Ending, Subject
 from runner.tracking import Tracker
-from runner.trials import TrialState, best, runs_of, same_spec, show_sweep, states, values_of
+from runner.trials import best, runs_of, same_spec, show_sweep, states, values_of
+
+# What a search cannot vary: the lock is pinned when it begins.
+_SELECTIONS = ("experiment", "hardware", "image", "scheduler", "sweep")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,55 +43,55 @@ class _Start:
 
     folder: SweepFolder
     facts: SweepFacts
-    planner: Planner
     argv: tuple[str, ...]
     force: bool
     offline: bool
+    trials: tuple[Trial, ...] = ()
+    """A grid's, where they are planned already."""
 
 
 def run_sweep(workshop: Workshop, words: RunArguments, argv: tuple[str, ...]) -> int:
     """Run every trial of a command line's words, or go on with those that are left. Raises XrunError."""
-    project = workshop.project
+    project, texts = workshop.project, words.overrides
     planner = Planner(workshop, project, use_of(words), partial(snapshot, project.experiments, project.runs))
     groups = planner.composer.groups
-    asked = planner.plan(example(words.overrides, groups)).config.sweep
-    is_grid = asked.kind == "grid"
-    trials = _planned(planner, grid(words.overrides, groups), swept(words.overrides, groups)) if is_grid else ()
+    like = planner.plan(example(texts, groups))
+    _require_sweepable(like, texts, swept(texts, groups))
+    is_grid = like.config.sweep.kind == "grid"
+    trials = _planned(planner, grid(texts, groups), swept(texts, groups)) if is_grid else ()
     if words.dry_run:
-        sys.stdout.write(_described(trials, RunStore(project.runs), force=words.force))
+        sys.stdout.write(_described(trials, like, RunStore(project.runs), force=words.force))
         return 0
-    locks = sorted({project.root / project.lockfile(t.plan.lock.experiment, t.plan.lock.hardware_name) for t in trials})
-    sweeps = SweepStore(project.sweeps)
-    folder = sweeps.make(sweep_id(words.overrides, project.conf, locks, planner.source().digest), project.conf, locks)
-    facts = SweepFacts(
-        xrun=importlib.metadata.version("xrun"),
-        kind=asked.kind,
-        words=words.overrides,
-        swept=swept(words.overrides, groups),
-        metrics=asked.metrics,
-        directions=asked.directions,
-        trials=len(trials) if is_grid else asked.trials,
-        retries=asked.retries,
-        source=planner.source().digest,
-        started_at=timestamp(time.time()),
-        planned=tuple(
-            Planned(number=trial.number, words=trial.plan.overrides, spec_digest=trial.plan.spec.digest)
-            for trial in trials
-        ),
-    )
-    start = _Start(folder=folder, facts=facts, planner=planner, argv=argv, force=words.force, offline=words.offline)
-    return _run(workshop, sweeps, start)
+    locks = sorted({_lockfile(project, plan) for plan in (like, *(trial.plan for trial in trials))})
+    name = sweep_id(texts, project.conf, locks, planner.source().digest)
+    folder = SweepStore(project.sweeps).make(name, project.conf, locks)
+    facts = _facts(like, trials, texts, swept(texts, groups))
+    start = _Start(folder=folder, facts=facts, argv=argv, force=words.force, offline=words.offline, trials=trials)
+    return _run(workshop, start)
 
 
 def resume_sweep(workshop: Workshop, words: SweepArguments, argv: tuple[str, ...]) -> int:
-    """Go on with a sweep from what it began with: its own copies of conf/ and locks, its source. Raises XrunError."""
+    """Go on with a sweep that has begun. Raises XrunError."""
     sweeps = SweepStore(workshop.project.sweeps)
     folder = sweeps.find(words.sweep or "last")
-    facts = sweeps.load(folder)
-    taken = partial(stored, workshop.project.runs, facts.source)
-    planner = Planner(workshop, Project(root=folder.path), "frozen", taken)
-    start = _Start(folder=folder, facts=facts, planner=planner, argv=argv, force=words.force, offline=words.offline)
-    return _run(workshop, sweeps, start)
+    start = _Start(folder=folder, facts=sweeps.load(folder), argv=argv, force=words.force, offline=words.offline)
+    return _run(workshop, start)
+
+
+def _require_sweepable(like: Plan, texts: Sequence[str], places: Sequence[int]) -> None:
+    if like.config.scheduler.kind == "k8s":
+        raise ConfigError("scheduler=k8s: a manifest is printed of one run", hint="xrun … scheduler=k8s --dry-run")
+    keys = {texts[place].partition("=")[0] for place in places}
+    if like.config.sweep.kind == "optuna" and (fixed := sorted(keys & set(_SELECTIONS))):
+        raise ConfigError(f"{', '.join(fixed)}: a search does not vary what its lock is made of; a grid does")
+    if like.config.sweep.kind == "optuna" and not places:
+        raise ConfigError(
+            "sweep=optuna: no word gives several values", hint="xrun -m … 'optim.lr=tag(log,interval(1e-4,1e-1))'"
+        )
+
+
+def _lockfile(project: Project, plan: Plan) -> Path:
+    return project.root / project.lockfile(plan.lock.experiment, plan.lock.hardware_name)
 
 
 def _planned(planner: Planner, words: Sequence[tuple[str, ...]], places: Sequence[int]) -> tuple[Trial, ...]:
@@ -97,40 +101,61 @@ def _planned(planner: Planner, words: Sequence[tuple[str, ...]], places: Sequenc
     )
 
 
-def _run(workshop: Workshop, sweeps: SweepStore, start: _Start) -> int:
-    """Run what is left of a sweep, and print what came of it."""
-    folder = start.folder
+def _facts(like: Plan, trials: Sequence[Trial], texts: tuple[str, ...], places: tuple[int, ...]) -> SweepFacts:
+    asked = like.config.sweep
+    return SweepFacts(
+        xrun=importlib.metadata.version("xrun"),
+        kind=asked.kind,
+        words=texts,
+        swept=places,
+        metrics=asked.metrics,
+        directions=asked.directions,
+        trials=len(trials) if asked.kind == "grid" else asked.trials,
+        retries=asked.retries,
+        source=like.source.digest,
+        started_at=timestamp(time.time()),
+        planned=tuple(
+            Planned(number=trial.number, words=trial.plan.overrides, spec_digest=trial.plan.spec.digest)
+            for trial in trials
+        ),
+    )
+
+
+def _run(workshop: Workshop, start: _Start) -> int:
+    """Run what is left of a sweep, from its own copies of conf/ and locks, and print what came of it."""
+    folder, sweeps = start.folder, SweepStore(workshop.project.sweeps)
     held = sweeps.hold(folder)
     try:
         facts = _saved(sweeps, folder, start.facts)
         store = RunStore(workshop.project.runs)
         table = SweepTable(sys.stderr, facts.trials, facts.metrics, facts.directions)
         account = Account(facts=facts, store=store, table=table)
-        picker, plans = _picker(start, account, runs_of(store, folder.id))
+        planner = Planner(workshop, Project(root=folder.path), "frozen", partial(stored, store.root, facts.source))
+        picker, plans = _picker(start, planner, account)
         table.say(f"{folder.id}: {facts.trials} trials")
-        stage = Stage(
-            workshop=workshop,
-            store=store,
-            sweep=folder,
-            table=table,
-            picker=picker,
-            argv=start.argv,
-            offline=start.offline,
-        )
+        stage = Stage(workshop=workshop, account=account, sweep=folder, picker=picker, argv=start.argv)
         try:
-            (run_jobs if plans[0].config.scheduler.kind == "slurm" else run_trials)(stage, plans)
+            _run_all(stage, plans, offline=start.offline)
         finally:
-            _summarise(folder, facts, states(store, folder, facts), plans[0].config.tracking, workshop.say)
+            if picker.ran:
+                _summarise(folder, account, plans[0].config.tracking, workshop.say)
     finally:
         os.close(held)
     sys.stdout.write(show_sweep(store, sweeps, folder.id, as_json=False))
     return _end(picker.failed, folder, workshop)
 
 
-def _summarise(
-    folder: SweepFolder, facts: SweepFacts, trials: Sequence[TrialState], tracking: Tracking, say: Callable[[str], None]
-) -> None:
+def _run_all(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> None:
+    if plans[0].config.scheduler.kind == "slurm":
+        run_jobs(stage, plans, offline=offline)
+    else:
+        run_trials(stage, plans, offline=offline)
+
+
+def _summarise(folder: SweepFolder, account: Account, tracking: Tracking, say: Callable[[str], None]) -> None:
     """Tell W&B of the sweep as a whole, in a run of its own beside those of the trials."""
+    facts = account.facts
+    trials = states(account.store, folder, facts)
     statuses = Counter(f"trials_{trial.status}" for trial in trials)
     summary: dict[str, float | str] = {name: float(count) for name, count in statuses.items()}
     for trial in best(trials, facts)[:1]:
@@ -144,16 +169,16 @@ def _summarise(
     tracker.close(Ending(status="done", exit_code=0, fingerprint=None, metrics=summary))
 
 
-def _picker(start: _Start, account: Account, runs: Mapping[int, Sequence[Run]]) -> tuple[Grid | Search, list[Plan]]:
+def _picker(start: _Start, planner: Planner, account: Account) -> tuple[Grid | Search, list[Plan]]:
     """Return who picks the trials, and the plans that show what these will need."""
-    planner, facts = start.planner, account.facts
+    facts, runs = account.facts, runs_of(account.store, start.folder.id)
     if facts.kind == "grid":
-        trials = _planned(planner, [trial.words for trial in facts.planned], facts.swept)
+        words = [trial.words for trial in facts.planned]
+        is_planned = words == [trial.plan.overrides for trial in start.trials]
+        trials = start.trials if is_planned else _planned(planner, words, facts.swept)
         return Grid(trials, runs, account, force=start.force), [trial.plan for trial in trials]
     like = example(facts.words, planner.composer.groups)
-    config = planner.plan(like).config
     _, space = dimensions(facts.words, planner.composer.groups)
-    study = Study(start.folder.path, space, _settings(config.sweep), start.folder.id)
 
     def plan(words: tuple[str, ...]) -> Plan:
         trial = list(like)
@@ -161,6 +186,7 @@ def _picker(start: _Start, account: Account, runs: Mapping[int, Sequence[Run]]) 
             trial[place] = word
         return planner.plan(trial)
 
+    study = Study(start.folder.path, space, _settings(plan(()).config.sweep), start.folder.id)
     return Search(study, plan, runs, account, force=start.force), [plan(())]
 
 
@@ -191,12 +217,14 @@ def _end(failed: list[int], folder: SweepFolder, workshop: Workshop) -> int:
     return 0
 
 
-def _described(trials: Sequence[Trial], store: RunStore, *, force: bool) -> str:
+def _described(trials: Sequence[Trial], like: Plan, store: RunStore, *, force: bool) -> str:
     """Return what would run, and what would not because it is done."""
+    if not trials:
+        sweep = like.config.sweep
+        return f"{sweep.trials} trials, picked by {sweep.sampler}; one of them could run as {like.spec.run_stem}\n"
     lines = [f"{len(trials)} trials"]
     for trial in trials:
-        spec = trial.plan.spec
-        found = None if force else same_spec(store, spec.digest, spec.run_stem)
-        why = f"{found.folder.id} is {found.status}" if found else f"runs as {spec.run_stem}"
+        found = None if force else same_spec(store, *trial.spec)
+        why = f"{found.folder.id} is {found.status}" if found else f"runs as {trial.plan.spec.run_stem}"
         lines.append(f"{trial.number:>5}  {' '.join(trial.words)}  {why}")
     return "\n".join(lines) + "\n"

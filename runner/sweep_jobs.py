@@ -39,9 +39,9 @@ class _Placed:
     """When SLURM first said that its job has ended."""
 
 
-def run_jobs(stage: Stage, plans: Sequence[Plan]) -> None:
+def run_jobs(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> None:
     """Run a sweep's trials as SLURM jobs, until none is left. Ctrl-C leaves them to SLURM. Raises XrunError."""
-    engine = _prepare(stage, plans)
+    engine = _prepare(stage, plans, offline=offline)
     jobs = plans[0].config.sweep.jobs or (None if plans[0].config.sweep.kind == "grid" else _SEARCH_JOBS)
     slurm = Slurm()
     slurm.queue()  # before anything is made of trials that could not be submitted
@@ -53,24 +53,26 @@ def run_jobs(stage: Stage, plans: Sequence[Plan]) -> None:
                 return
             _submit(stage, slurm, live)
             live = _followed(stage, slurm, live)
-            stage.table.look()
+            stage.account.table.look()
             time.sleep(_LOOK_S)
     except KeyboardInterrupt:
-        stage.table.say(f"{len(live)} trials go on as SLURM jobs; xrun sweep resume {stage.sweep.id} follows them,")
-        stage.table.say(f"xrun sweep stop {stage.sweep.id} ends them")
+        stage.account.table.say(
+            f"{len(live)} trials go on as SLURM jobs; xrun sweep resume {stage.sweep.id} follows them,"
+        )
+        stage.account.table.say(f"xrun sweep stop {stage.sweep.id} ends them")
         raise
     finally:
-        stage.table.close()
+        stage.account.table.close()
 
 
-def _prepare(stage: Stage, plans: Sequence[Plan]) -> str:
+def _prepare(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> str:
     """Have every image that the trials need, and return what executes it on the nodes."""
     config = plans[0].config
     engine = node_engine(config.scheduler, config.engine, config.hardware.device)
     for image, plan in {plan.spec.image: plan for plan in plans}.items():
         if engine == "host":
             continue
-        make_ready(image, stage.workshop, plan.relock, offline=stage.offline)
+        make_ready(image, stage.workshop, plan.relock, offline=offline)
         if engine == "embedded":
             stage.workshop.images.rootfs(image)
     return engine
@@ -92,7 +94,7 @@ def _picked(stage: Stage, engine: str, jobs: int | None, running: int) -> list[_
         placement = placement_of(launch, engine, stage.workshop)
         if launch.stretch.past is not None and trial.past is not None and trial.past.facts is not None:
             placement = replace(placement, machine=trial.past.facts.host)
-        folder = prepare(placement, stage.store, runtime(stage.workshop.home))
+        folder = prepare(placement, stage.account.store, runtime(stage.workshop.home))
         found.append(_Placed(trial=trial, folder=folder, events=EventReader(folder.out), outs=1))
     return found
 
@@ -107,12 +109,12 @@ def _submit(stage: Stage, slurm: Slurm, live: Sequence[_Placed]) -> None:
     if len(unclaimed) == 1:
         given[unclaimed[0].id] = submit(unclaimed[0], slurm)
     elif unclaimed:
-        given = submit_array(unclaimed, stage.store, slurm, runtime(stage.workshop.home))
+        given = submit_array(unclaimed, stage.account.store, slurm, runtime(stage.workshop.home))
     for placed in waiting:
         job = given.get(placed.folder.id) or SlurmFiles(placed.folder).job()
         if job is not None:
             placed.is_shown = True
-            stage.table.start(placed.trial.number, placed.trial.words, f"slurm {job}", placed.folder.id)
+            stage.account.table.start(placed.trial.number, placed.trial.words, f"slurm {job}", placed.folder.id)
 
 
 def _followed(stage: Stage, slurm: Slurm, live: Sequence[_Placed]) -> list[_Placed]:
@@ -121,13 +123,13 @@ def _followed(stage: Stage, slurm: Slurm, live: Sequence[_Placed]) -> list[_Plac
     try:
         known = states([placed.folder for placed in submitted], slurm) if submitted else {}
     except SchedulerError as error:  # it may come back, and the trials go on meanwhile
-        stage.table.wait(f"SLURM does not answer: {error.message}")
+        stage.account.table.wait(f"SLURM does not answer: {error.message}")
         return list(live)
     for placed in submitted:
         _look(stage, slurm, placed, known.get(placed.folder.id))
     ended = [placed for placed in live if placed.folder.record.exists()]
     for placed in ended:
-        stage.picker.end(placed.trial, stage.store.load(placed.folder))
+        stage.picker.end(placed.trial, stage.account.store.load(placed.folder))
     return [placed for placed in live if placed not in ended]
 
 
@@ -136,7 +138,7 @@ def _look(stage: Stage, slurm: Slurm, placed: _Placed, state: JobState | None) -
     if (outs := len(folder.outs)) != placed.outs:
         placed.outs, placed.events = outs, EventReader(folder.out)
     for event in placed.events.read():
-        stage.table.event(placed.trial.number, event)
+        stage.account.table.event(placed.trial.number, event)
         halt = stage.picker.see(placed.trial, event)
         if halt is not None and not SlurmFiles(folder).is_cancelled.exists():
             cancel(folder, slurm, halt.message, status="pruned")
@@ -145,4 +147,4 @@ def _look(stage: Stage, slurm: Slurm, placed: _Placed, state: JobState | None) -
         return
     placed.ended_s = placed.ended_s or time.monotonic()
     if time.monotonic() - placed.ended_s > _RECORD_S:
-        settled(stage.store.look(folder), stage.store, slurm)
+        settled(stage.account.store.look(folder), stage.account.store, slurm)

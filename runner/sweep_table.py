@@ -119,8 +119,8 @@ class SweepTable:
 
     def wait(self, why: str) -> bool:
         """Show why no further trial starts at the moment. Always true: to go on waiting."""
-        if why != self._waiting and not self._tally.rows:
-            self.say(why)
+        if why and why != self._waiting and not self._tally.rows:
+            self.say(f"waiting: {why}")
         self._waiting = why
         self.look()
         return True

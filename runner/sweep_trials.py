@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -18,16 +19,14 @@ from runner.launch import Launch, job, newest_with_checkpoint
 from runner.leases import Lease
 from runner.levels import is_resumable
 from runner.outputs import Event
-from runner.pickers import Grid, Search, Trial
+from runner.pickers import Account, Grid, Search, Trial
 from runner.placement import need_of, placed, room_for
 from runner.plan import Plan, launch_of
 from runner.prepare import Workshop, make_ready
 from runner.project import leases
 from runner.record import Record, Started
 from runner.run_folder import RunFolder
-from runner.store import RunStore
 from runner.sweep import Loop
-from runner.sweep_table import SweepTable
 from runner.sweeps import SweepFolder
 from runner.terms import Halt
 from runner.tracked import subject_of
@@ -41,26 +40,24 @@ class Stage:
     """What all trials of a sweep share."""
 
     workshop: Workshop
-    store: RunStore
+    account: Account
     sweep: SweepFolder
-    table: SweepTable
     picker: Grid | Search
     argv: tuple[str, ...]
-    offline: bool
     stop: threading.Event = field(default_factory=threading.Event)
     """Set when every trial is to end, with a checkpoint."""
     engines: dict[str, Engine] = field(default_factory=dict)
 
 
-def run_trials(stage: Stage, plans: Sequence[Plan]) -> None:
+def run_trials(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> None:
     """Run a sweep's trials, as many side by side as there is room for. Raises XrunError, KeyboardInterrupt."""
-    _prepare(stage, plans)
-    loop = Loop(stage.table.look, jobs=plans[0].config.sweep.jobs)
+    _prepare(stage, plans, offline=offline)
+    loop = Loop(stage.account.table.look, jobs=plans[0].config.sweep.jobs)
 
     def hold(trial: Trial) -> Lease | None:
         def waiting(why: str) -> bool:
             loop.settle()
-            return stage.table.wait(why)
+            return stage.account.table.wait(why)
 
         plan = trial.plan
         return room_for(need_of(plan.spec, None, plan.here), plan.config.scheduler, stage.workshop, waiting)
@@ -68,16 +65,16 @@ def run_trials(stage: Stage, plans: Sequence[Plan]) -> None:
     try:
         loop.run(stage.picker, hold, partial(_run_trial, stage), partial(_adopt, stage))
     except KeyboardInterrupt:
-        stage.table.say("stopping every trial after its step, with a checkpoint; Ctrl-C again stops at once")
+        stage.account.table.say("stopping every trial after its step, with a checkpoint; Ctrl-C again stops at once")
         stage.stop.set()
         loop.wait()
-        stage.table.say(f"stopped; to go on: xrun sweep resume {stage.sweep.id}")
+        stage.account.table.say(f"stopped; to go on: xrun sweep resume {stage.sweep.id}")
         raise
     finally:
-        stage.table.close()
+        stage.account.table.close()
 
 
-def _prepare(stage: Stage, plans: Iterable[Plan]) -> None:
+def _prepare(stage: Stage, plans: Iterable[Plan], *, offline: bool) -> None:
     """Have every engine and image that the trials need, before the first of them starts."""
     ready = set()
     for plan in plans:
@@ -85,7 +82,7 @@ def _prepare(stage: Stage, plans: Iterable[Plan]) -> None:
             stage.engines[plan.config.engine] = pick(plan.config.engine, stage.workshop.images)
         engine, image = stage.engines[plan.config.engine], plan.spec.image
         if engine.name != "host" and image.digest not in ready:
-            make_ready(image, stage.workshop, plan.relock, offline=stage.offline)
+            make_ready(image, stage.workshop, plan.relock, offline=offline)
             ready.add(image.digest)
 
 
@@ -94,7 +91,7 @@ def _run_trial(stage: Stage, trial: Trial, room: Lease) -> Record:
     with room:
         run = placed(job(launch, engine, stage.workshop), room.gpus)
         watcher = _watcher(stage, trial, launch, run.started, room)
-        return execute(run, engine=engine, store=stage.store, watcher=watcher, lease=room)
+        return execute(run, engine=engine, store=stage.account.store, watcher=watcher, lease=room)
 
 
 def _adopt(stage: Stage, trial: Trial) -> Record | None:
@@ -105,16 +102,18 @@ def _adopt(stage: Stage, trial: Trial) -> Record | None:
     usual = onlooker()
 
     def begin(folder: RunFolder, _pid: int | None) -> None:
-        stage.table.start(trial.number, trial.words, "taken up", folder.id)
+        stage.account.table.start(trial.number, trial.words, "taken up", folder.id)
 
     watcher = replace(
         usual,
         begin=begin,
-        event=partial(stage.table.event, trial.number),
-        say=stage.table.say,
+        event=partial(stage.account.table.event, trial.number),
+        say=stage.account.table.say,
         look=lambda: _STOPPED if stage.stop.is_set() else None,
     )
-    return adopt(trial.past.folder, engine=engine, store=stage.store, watcher=watcher, leases=leases(os.environ))
+    return adopt(
+        trial.past.folder, engine=engine, store=stage.account.store, watcher=watcher, leases=leases(os.environ)
+    )
 
 
 def trial_launch(stage: Stage, trial: Trial) -> Launch:
@@ -123,7 +122,7 @@ def trial_launch(stage: Stage, trial: Trial) -> Launch:
     past = trial.past
     if past is None or past.facts is None or not is_resumable(trial.plan.spec.determinism.level):
         return launch
-    out = newest_with_checkpoint(stage.store, past.folder, past.facts)
+    out = newest_with_checkpoint(stage.account.store, past.folder, past.facts)
     if not has_checkpoint(out):
         return launch
     return replace(launch, continues=past.folder.id, stretch=Stretch(past=out))
@@ -131,16 +130,16 @@ def trial_launch(stage: Stage, trial: Trial) -> Launch:
 
 def _watcher(stage: Stage, trial: Trial, launch: Launch, started: Started, room: Lease) -> Watcher:
     """Return who looks on at a trial: the table, Weights & Biases, and whoever may end it."""
-    tracker = Tracker(launch.conducted.tracking, subject_of(launch.spec, started), os.environ, stage.table.say)
+    tracker = Tracker(launch.conducted.tracking, subject_of(launch.spec, started), os.environ, stage.account.table.say)
     halts: list[Halt] = []
     from_s = time.monotonic()
 
     def begin(folder: RunFolder, pid: int | None) -> None:
-        stage.table.start(trial.number, trial.words, room.label, folder.id)
+        stage.account.table.start(trial.number, trial.words, room.label, folder.id)
         tracker.begin(folder, pid)
 
     def event(happened: Event) -> None:
-        stage.table.event(trial.number, happened)
+        stage.account.table.event(trial.number, happened)
         tracker.look()
         if (halt := stage.picker.see(trial, happened)) is not None:
             halts.append(halt)
@@ -152,11 +151,12 @@ def _watcher(stage: Stage, trial: Trial, launch: Launch, started: Started, room:
         _log_lease(stage.sweep, trial.number, room.label, from_s)
         room.release()
 
-    return Watcher(begin=begin, event=event, end=tracker.end, say=stage.table.say, look=look, gone=gone)
+    return Watcher(begin=begin, event=event, end=tracker.end, say=stage.account.table.say, look=look, gone=gone)
 
 
 def _log_lease(sweep: SweepFolder, trial: int, slots: str, from_s: float) -> None:
     """Append to the sweep's account of its slots; times are the machine's monotonic clock."""
     line = {"trial": trial, "slots": slots, "from_s": from_s, "to_s": time.monotonic()}
-    with sweep.leases.open("a") as log:
+    # An account that cannot be written, on a full disk, is no reason to fail the trial.
+    with suppress(OSError), sweep.leases.open("a") as log:
         log.write(json.dumps(line) + "\n")

@@ -75,11 +75,6 @@ class SweepFolder:
         return self.path / "sweep.json"
 
     @property
-    def study(self) -> Path:
-        """Optuna's journal, study.log, lies in here."""
-        return self.path
-
-    @property
     def leases(self) -> Path:
         """Which trial held which slots, from when to when."""
         return self.path / "leases.jsonl"

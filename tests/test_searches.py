@@ -96,3 +96,25 @@ def test_a_wrong_option_is_one_message(bench: Bench) -> None:
     refused = sweep(bench, *SEARCH, "sweep.trials=2", "+sweep.sampler_options.startup=3")
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[0].startswith("error: sweep.sampler_options.startup: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("precision=fp32,bf16", "hardware=cpu,h200"),
+            "hardware: a search does not vary what its lock is made of; a grid does",
+        ),
+        ((), "sweep=optuna: no word gives several values"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(bench: Bench, words: tuple[str, ...], message: str) -> None:
+    refused = sweep(bench, "sweep=optuna", *words)
+    assert (refused.returncode, refused.stderr.splitlines()[0]) == (2, f"error: {message}")
+
+
+def test_what_a_search_would_do_is_said_and_nothing_is_run(bench: Bench) -> None:
+    known = len(runs(bench))
+    said = sweep(bench, *SEARCH, "sweep.trials=7", "--dry-run")
+    assert said.stdout.startswith("7 trials, picked by tpe; one of them could run as curve-")
+    assert len(runs(bench)) == known

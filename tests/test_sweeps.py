@@ -122,6 +122,7 @@ def test_what_is_done_is_skipped_and_named_unless_forced(bench: Bench) -> None:
     again = sweep(bench, "model.x=1,2")
     assert again.returncode == 0
     assert len(re.findall(r"trial [01]  skipped: curve-[0-9a-f]{8}-1 is done", again.stderr)) == 2
+    assert "waiting" not in again.stderr
     assert len(runs(bench)) == 2
     assert sweep(bench, "model.x=1,2", "--force").returncode == 0
     assert len(runs(bench)) == 4
