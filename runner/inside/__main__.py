@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 import sys
 import traceback
 import warnings
-from typing import TYPE_CHECKING
+
+from runner.inside import command, job
+from runner.inside.causes import fail
+from runner.inside.refusal import EXIT_REFUSED, Refused
 
 # Threads that spin while they wait take the cores from other work and from other ranks: measured, a tenth of the
 # speed on a busy machine. OpenMP reads this when torch loads it. It changes no bits.
@@ -16,81 +17,27 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # torch says so whenever it is imported where there is no NumPy, which no run needs.
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
-from runner.inside import command, job, loop, ranks, self_test  # noqa: E402, they import torch
-from runner.inside.causes import fail  # noqa: E402, as above
-from runner.inside.refusal import EXIT_REFUSED, EXIT_STOPPED, Called, Ended, Refused, Stopped  # noqa: E402
-from runner.inside.session import Session  # noqa: E402
-from runner.inside.watch import Watch  # noqa: E402
-
-if TYPE_CHECKING:
-    from runner.inside.nodes import Line
-
 
 def main() -> int:
-    """Be one rank of several, all of the run, or one node's part of it. Returns the exit code."""
+    """Run the command, or take part in the training. Returns the exit code."""
     run = job.from_environment()
-    return attempt(run) if run.node is None or ranks.is_rank() else be_node(run, run.node)
-
-
-def be_node(run: job.Job, node: job.Node) -> int:
-    """Do a node's part, and hear of the others meanwhile. Returns the exit code of all nodes."""
-    from runner.inside.nodes import EXIT_CALLED, Line  # noqa: PLC0415, one node needs no line
-
-    try:
-        with Line(run, node) as line:
-            try:
-                exit_code = attempt(run, line)
-                line.seal()
-            except Called:
-                exit_code = EXIT_CALLED
-            return line.end(exit_code)
-    except Refused as refused:
-        return fail(run, str(refused), EXIT_REFUSED)
-
-
-def attempt(run: job.Job, line: Line | None = None) -> int:
-    """Do this process's part. Returns its exit code, and leaves the cause of a failure; raises Called."""
-    try:
-        return train(run) if ranks.is_rank() else begin(run, line)
-    except Stopped:
-        return EXIT_STOPPED
-    except Called:
-        raise
-    except self_test.Failed as failed:
-        has_said = any((run.out / "errors").glob("rank*.txt"))
-        return failed.exit_code if has_said else fail(run, str(failed), failed.exit_code)
-    except Refused as refused:
-        return fail(run, str(refused), EXIT_REFUSED)
-    except Exception:  # noqa: BLE001, an experiment may raise anything, and all of it is for the record
-        return fail(run, traceback.format_exc(), 1)
-
-
-def begin(run: job.Job, line: Line | None) -> int:
-    """Check the data and the level, then run the command, the one rank, or the launcher of several."""
-    # A process of the self-test reads what the run has verified.
-    if not run.traces_only:
-        job.verify_data(run)
     if run.config["experiment"]["command"]:
+        return attempt(run)
+    # A second or more: no command waits for it.
+    from runner.inside import training  # noqa: PLC0415, it imports torch
+
+    return training.take_part(run)
+
+
+def attempt(run: job.Job) -> int:
+    """Check the data and run the command. Returns the exit code, and leaves the cause of a failure."""
+    try:
+        job.verify_data(run)
         return command.run(run)
-    ranks.require_possible(run)
-    if run.is_first_node and self_test.is_due(run):
-        self_test.require(run)
-    if line is not None:
-        line.meet()
-    return train(run) if run.ranks == 1 else ranks.launch(run)
-
-
-def train(run: job.Job) -> int:
-    """Be one rank."""
-    place = ranks.join(run)
-    alone = place.world_size == 1
-    with Watch(run.out / "errors" / f"rank{place.rank}.txt", run.hang_timeout_s, alone=alone) as watch:
-        experiment = importlib.import_module(f"experiments.{run.config['experiment']['module']}")
-        with Session(run, place, watch) as session, contextlib.suppress(Ended):
-            own_loop = getattr(experiment, "train", None)
-            own_loop(session) if own_loop else loop.train(session, experiment)
-    ranks.leave(place)
-    return 0
+    except Refused as refused:
+        return fail(run, str(refused), EXIT_REFUSED)
+    except Exception:  # noqa: BLE001, whatever it is, it is for the record
+        return fail(run, traceback.format_exc(), 1)
 
 
 if __name__ == "__main__":

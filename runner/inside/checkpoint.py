@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from runner.inside.digests import digest_of_file, digest_of_state, digest_of_tensors
-from runner.inside.files import sync_folder, write_whole
+from runner.inside.digests import digest_of_state, digest_of_tensors
+from runner.inside.files import digest_of_file, sync_folder, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -7,8 +7,7 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from runner.inside.digests import digest_of_file
-from runner.inside.files import Events, write_done
+from runner.inside.files import Events, digest_of_file, write_done
 from runner.inside.refusal import Refused
 
 if TYPE_CHECKING:

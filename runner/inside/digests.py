@@ -1,4 +1,4 @@
-"""Digests of files and of tensor content: `sha256:<hex>`, or the bytes that a trace takes in."""
+"""Digests of tensor content: `sha256:<hex>`, or the bytes that a trace takes in."""
 
 from __future__ import annotations
 
@@ -11,18 +11,6 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
-
-_BLOCK_BYTES = 1 << 20
-
-
-def digest_of_file(path: Path) -> str:
-    """Return the digest of a file's bytes, read block by block."""
-    content = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(_BLOCK_BYTES), b""):
-            content.update(block)
-    return "sha256:" + content.hexdigest()
 
 
 def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -1,12 +1,11 @@
-"""Files that are whole or not there, and the event stream."""
+"""Files that are whole or not there, their digests, and the event stream."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from typing import TYPE_CHECKING
-
-from runner.inside.digests import digest_of_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 DONE = "done.json"
+_BLOCK_BYTES = 1 << 20
 
 
 class Events:
@@ -56,6 +56,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def digest_of_file(path: Path) -> str:
+    """Return the digest of a file's bytes, read block by block."""
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(_BLOCK_BYTES), b""):
+            content.update(block)
+    return "sha256:" + content.hexdigest()
 
 
 def write_done(out: Path, values: Mapping[str, object]) -> None:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runner.inside.digests import digest_of_file
+from runner.inside.files import digest_of_file
 from runner.inside.refusal import Refused
 
 if TYPE_CHECKING:

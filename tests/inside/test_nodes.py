@@ -12,7 +12,7 @@ import torch
 from inside.jobs import make_spec, run
 from inside.two_nodes import Nodes, first_error, is_running, run_on_nodes, until
 from runner.inside import self_test
-from runner.inside.digests import digest_of_file
+from runner.inside.files import digest_of_file
 from runner.inside.job import Job
 from runner.inside.network import LOOPBACK
 from runner.outputs import failure

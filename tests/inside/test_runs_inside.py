@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from inside.jobs import Ran, make_spec, run
+from inside.jobs import Ran, make_spec, run, source_folder
 from runner.inside import trace
-from runner.inside.digests import digest_of_file, digest_of_tensors
+from runner.inside.digests import digest_of_tensors
+from runner.inside.files import digest_of_file
 from runner.traces import opened_traces
 
 
@@ -265,6 +266,16 @@ def test_a_command_that_leaves_out_an_output_fails_and_names_it(tmp_path: Path) 
     assert ran.exit_code == 2
     assert ran.error() == ("error: the command ended without writing a.txt, b.txt, which experiment.outputs declares\n")
     assert not (ran.out / "done.json").exists()
+
+
+def test_a_command_runs_where_torch_cannot_be_imported(tmp_path: Path) -> None:
+    (source_folder(tmp_path) / "torch.py").write_text("raise ImportError('this image has no torch')\n")
+    command = ["sh", "-c", "echo a > a.txt"]
+    ran = run(tmp_path, make_spec(config__experiment={"name": "c", "command": command, "outputs": ["a.txt"]}))
+    assert ran.exit_code == 0, ran.output
+    training = run(tmp_path, make_spec(), name="training")
+    assert training.exit_code == 1
+    assert "ImportError: this image has no torch" in training.output
 
 
 def test_a_failing_command_ends_with_its_own_exit_code(tmp_path: Path) -> None:
