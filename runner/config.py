@@ -182,7 +182,6 @@ class Sweep:
     """Ends trials that do worse than others did at the same step, by the first metric; `none` ends none."""
     pruner_options: dict[str, Scalar]
     seed: int
-    """Of the sampler."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

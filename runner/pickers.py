@@ -1,27 +1,20 @@
-"""Which trials a sweep starts, and in which order: a grid's as its words say, a search's as Optuna picks them.
+"""Which trials a grid starts: all that its words say, in order. What is done is left out, what was stopped goes on."""
 
-What is done already is left out, what was stopped is gone on with.
-"""
-
-import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from runner.outputs import Event
 from runner.plan import Plan
 from runner.record import Record
-from runner.search import Asked, Study
 from runner.store import Run, RunStore
 from runner.sweep_table import SweepTable
 from runner.sweeps import SweepFacts
-from runner.terminal import number_of
 from runner.terms import Halt
 from runner.trials import same_spec, values_of
 
 # What a trial that is started again goes on from; the rest is tried again only where that is asked for.
-_UNFINISHED = frozenset({"interrupted", "lost"})
+UNFINISHED = frozenset({"interrupted", "lost"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +46,12 @@ class Trial:
 def is_orphan(run: Run | None) -> bool:
     """Say whether a run has no record, and no xrun here to write one: it was killed, or a cluster has the run."""
     return run is not None and run.status in {"interrupted", "submitted"} and not isinstance(run.facts, Record)
+
+
+def _has_failed(run: Run) -> bool:
+    """Say whether a run failed by itself: one without an exit code never ran, for which its engine is to blame."""
+    is_engines = isinstance(run.facts, Record) and (run.status, run.facts.exit_code) == ("failed", None)
+    return run.status not in {*UNFINISHED, "done"} and not is_engines
 
 
 class Grid:
@@ -92,7 +91,7 @@ class Grid:
             if found is not None:
                 self._account.table.skip(trial.number, found.folder.id, values_of(found, self._account.facts.metrics))
             elif self._may_run(own):
-                self._left[0] = replace(trial, past=own[-1] if own and own[-1].status in _UNFINISHED else None)
+                self._left[0] = replace(trial, past=own[-1] if own and own[-1].status in UNFINISHED else None)
                 return self._left[0]
             else:
                 self.failed.append(trial.number)
@@ -129,122 +128,9 @@ class Grid:
             self.failed.append(trial.number)
 
     def _may_run(self, own: Sequence[Run]) -> bool:
-        return sum(run.status not in {*_UNFINISHED, "done"} for run in own) <= self._account.facts.retries
+        return sum(map(_has_failed, own)) <= self._account.facts.retries
 
     def _found(self, trial: Trial, own: Sequence[Run]) -> Run | None:
         """Return a run that makes this one needless."""
         done = next((run for run in own if run.status == "done"), None)
         return done or same_spec(self._account.store, *trial.spec)
-
-
-class Search:
-    """The trials of a search: those that were begun first, then new ones until there are as many as asked for."""
-
-    def __init__(
-        self,
-        study: Study,
-        plan: Callable[[tuple[str, ...]], Plan],
-        runs: Mapping[int, Sequence[Run]],
-        account: Account,
-        *,
-        force: bool,
-    ) -> None:
-        self._study = study
-        self._plan = plan
-        self._runs = {number: list(found) for number, found in runs.items()}
-        self._account = account
-        self._force = force
-        self._begun = deque(study.open_trials())
-        self._like = plan(())
-        # The study is told by this thread, and asked by those of the trials whether to go on.
-        self._lock = threading.Lock()
-        self.failed: list[int] = []
-        self.ran = False
-
-    def orphans(self) -> list[Trial]:
-        """Return the trials of which something may still run that a killed xrun has started."""
-        newest = {number: runs[-1] for number, runs in self._runs.items()}
-        found = [self._trial(asked) for asked in self._begun if is_orphan(newest.get(asked.number))]
-        self._begun = deque(asked for asked in self._begun if not is_orphan(newest.get(asked.number)))
-        return found
-
-    def peek(self) -> Trial | None:
-        """Return a trial like the next one; None where no more are to be started."""
-        while self._begun and self._settled(self._begun[0]):
-            self._begun.popleft()
-        with self._lock:
-            is_over = self._study.counted() >= self._account.facts.trials or self._study.is_exhausted()
-        return None if is_over and not self._begun else Trial(number=0, words=(), plan=self._like)
-
-    def has_more(self) -> bool:
-        """Say whether a trial may still come though none is to be started now: none ever does."""
-        return False
-
-    def take(self) -> Trial | None:
-        """Return the next trial, None where it turned out to be done."""
-        with self._lock:
-            asked = self._begun.popleft() if self._begun else self._study.ask()
-        trial = self._trial(asked)
-        found = None if self._force or trial.past else same_spec(self._account.store, *trial.spec)
-        if found is None or found.status != "done":
-            return trial
-        self._tell(asked.number, found)
-        self._account.table.skip(asked.number, found.folder.id, values_of(found, self._account.facts.metrics))
-        return None
-
-    def _trial(self, asked: Asked) -> Trial:
-        own = self._runs.get(asked.number, [])
-        past = own[-1] if own else None
-        return Trial(number=asked.number, words=asked.words, plan=self._plan(asked.words), past=past)
-
-    def see(self, trial: Trial, event: Event) -> Halt | None:
-        """Take in what a trial says while it runs; one that does worse than others did is ended."""
-        metric = self._account.facts.metrics[0]
-        values = event.get("metrics") if event["kind"] == "eval" else {"train_loss": event.get("loss")}
-        step, value = number_of(event.get("step")), number_of(values.get(metric)) if isinstance(values, dict) else None
-        if step is None or value is None:
-            return None
-        with self._lock:
-            is_worse = self._study.report(trial.number, int(step), value)
-        if not is_worse:
-            return None
-        return Halt(status="pruned", message=f"{metric} {value:.6g} at step {step:.0f} is worse than others were then")
-
-    def end(self, trial: Trial, record: Record | None) -> None:
-        """Tell the study how a trial ended; one that failed, or an orphan of which nothing was left, comes again."""
-        if record is None:
-            self._begun.appendleft(Asked(number=trial.number, words=trial.words))
-            return
-        self.ran = True
-        store, facts = self._account.store, self._account.facts
-        run = store.look(store.find(record.id))
-        self._runs.setdefault(trial.number, []).append(run)
-        self._account.table.end(trial.number, record, values_of(run, facts.metrics))
-        if record.status not in _UNFINISHED:
-            self._tell(trial.number, run)
-        elif record.status == "lost":
-            self.failed.append(trial.number)  # the next start goes on with it
-
-    def _settled(self, asked: Asked) -> bool:
-        """Tell the study of a trial that had ended when the sweep was killed."""
-        own = self._runs.get(asked.number, [])
-        if not own or own[-1].status in _UNFINISHED:
-            return False
-        self._tell(asked.number, own[-1])
-        return True
-
-    def _tell(self, number: int, run: Run) -> None:
-        values = values_of(run, self._account.facts.metrics)
-        state: Literal["done", "pruned", "failed"] = "failed"
-        if run.status == "pruned":
-            state = "pruned"
-        elif values is not None:
-            state = "done"
-        with self._lock:
-            self._study.tell(number, values, state)
-            if state != "failed":
-                return
-            if self._study.tries(number) <= self._account.facts.retries:
-                self._study.retry(number)
-            else:
-                self.failed.append(number)

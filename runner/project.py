@@ -52,8 +52,14 @@ def find_project(start: Path) -> Project:
 
 
 def leases(environment: Mapping[str, str]) -> Path:
-    """Return where the slots of this machine are given out: XRUN_LEASES, or one folder for all of its users."""
-    return Path(environment.get("XRUN_LEASES") or "/run/lock/xrun").absolute()
+    """Return where the slots of this machine are given out: XRUN_LEASES, or one folder for all of its users.
+
+    Inside a SLURM job, whose GPUs and CPUs are its own, those of the job alone.
+    """
+    if chosen := environment.get("XRUN_LEASES"):
+        return Path(chosen).absolute()
+    job = environment.get("SLURM_JOB_ID", "")
+    return Path("/run/lock", f"xrun-slurm-{job}" if job.isdecimal() else "xrun")
 
 
 def home(environment: Mapping[str, str]) -> Path:

@@ -46,8 +46,9 @@ class Picker(Protocol[Trial]):
 class Loop:
     """Runs a picker's trials, each in a thread of its own, until none is left."""
 
-    def __init__(self, look: Callable[[], None], *, jobs: int | None) -> None:
+    def __init__(self, look: Callable[[], None], say: Callable[[str], None], *, jobs: int | None) -> None:
         self._look = look
+        self._say = say
         self._jobs = jobs
         self._ended: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._running = 0
@@ -120,5 +121,8 @@ class Loop:
 
     def _fail(self, error: BaseException) -> None:
         self._running -= 1
+        if self._error is None:
+            said = error.message if isinstance(error, XrunError) else f"{type(error).__name__}: {error}"
+            self._say(f"no more trials are started: {said}")
         if self._error is None or not isinstance(error, XrunError):
             self._error = error

@@ -15,13 +15,14 @@ from runner.conf.grid import example, grid, swept
 from runner.conf.space import dimensions
 from runner.config import Sweep, Tracking
 from runner.errors import ConfigError, RunFailed
-from runner.pickers import Account, Grid, Search, Trial
+from runner.pickers import Account, Grid, Trial
 from runner.plan import Plan, Planner, use_of
 from runner.prepare import Workshop
 from runner.project import Project
 from runner.record import timestamp
 from runner.run_folder import RunFolder
 from runner.search import Study
+from runner.search_picker import Search
 from runner.source import snapshot, stored
 from runner.space import SearchSettings
 from runner.store import RunStore

@@ -19,13 +19,14 @@ from runner.launch import Launch, job, newest_with_checkpoint
 from runner.leases import Lease
 from runner.levels import is_resumable
 from runner.outputs import Event
-from runner.pickers import Account, Grid, Search, Trial
+from runner.pickers import Account, Grid, Trial
 from runner.placement import need_of, placed, room_for
 from runner.plan import Plan, launch_of
 from runner.prepare import Workshop, make_ready
 from runner.project import leases
 from runner.record import Record, Started
 from runner.run_folder import RunFolder
+from runner.search_picker import Search
 from runner.sweep import Loop
 from runner.sweeps import SweepFolder
 from runner.terms import Halt
@@ -52,7 +53,7 @@ class Stage:
 def run_trials(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> None:
     """Run a sweep's trials, as many side by side as there is room for. Raises XrunError, KeyboardInterrupt."""
     _prepare(stage, plans, offline=offline)
-    loop = Loop(stage.account.table.look, jobs=plans[0].config.sweep.jobs)
+    loop = Loop(stage.account.table.look, stage.account.table.say, jobs=plans[0].config.sweep.jobs)
 
     def hold(trial: Trial) -> Lease | None:
         def waiting(why: str) -> bool:

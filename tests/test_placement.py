@@ -1,6 +1,7 @@
 """What a run needs of a machine, and which of a machine's GPUs are a user's to ask for."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sample_runs import make_spec
@@ -9,6 +10,7 @@ from runner.leases import Need
 from runner.lock import HardwarePin
 from runner.machine import Gpu, Machine, visible
 from runner.placement import need_of
+from runner.project import leases
 
 GPUS = tuple(
     Gpu(uuid=f"GPU-{letter * 8}-0000", model=model, memory_bytes=80 << 30, driver="580.1")
@@ -52,3 +54,17 @@ def test_a_run_on_gpus_needs_as_many_of_its_kind_and_no_cpu_slot() -> None:
 )
 def test_only_the_gpus_that_cuda_would_see_are_there(chosen: "str | None", left: str) -> None:
     assert "".join(gpu.uuid[4] for gpu in visible(GPUS, chosen)) == left
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [
+        ({}, "/run/lock/xrun"),
+        ({"XRUN_LEASES": "/srv/slots"}, "/srv/slots"),
+        ({"SLURM_JOB_ID": "17"}, "/run/lock/xrun-slurm-17"),
+        ({"SLURM_JOB_ID": "17", "XRUN_LEASES": "/srv/slots"}, "/srv/slots"),
+        ({"SLURM_JOB_ID": "../x"}, "/run/lock/xrun"),
+    ],
+)
+def test_inside_a_slurm_job_the_slots_are_those_of_the_job_alone(environment: dict[str, str], folder: str) -> None:
+    assert leases(environment) == Path(folder)

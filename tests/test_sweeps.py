@@ -297,3 +297,12 @@ def test_what_a_killed_sweep_had_started_is_taken_up_by_the_next_start(bench: Be
     assert again.process.wait() == 0, again.said.read_text()
     assert [status for _, status, _ in trials(bench)] == ["done"] * 3
     assert Counter(run["trial"] for run in runs(bench)) == {0: 1, 1: 1, 2: 1}
+
+
+def test_an_engine_that_fails_ends_the_sweep_when_what_runs_has_ended(bench: Bench) -> None:
+    ran = bench.xrun("-m", *WORDS, "model.x=1,2,3", XRUN_HOST_PYTHON=str(bench.folder / "no-python"))
+    said = f"engine=host cannot start {bench.folder}/no-python: No such file or directory"
+    assert ran.returncode == 5
+    assert f"no more trials are started: {said}" in ran.stderr
+    assert ran.stderr.endswith(f"error: {said}\n")
+    assert sweep(bench, "model.x=1,2,3").returncode == 0
