@@ -48,7 +48,7 @@ class Watcher:
     look: Callable[[], Halt | None] = lambda: None
     """Called several times a second; returns why the run should be ended, or nothing."""
     gone: Callable[[], None] = lambda: None
-    """Called when the container is gone: what it held is free, though the record is still to be written."""
+    """Called when the container has ended, before its files are digested, and again when nothing is left of it."""
 
 
 def execute(job: Job, *, engine: Engine, store: RunStore, watcher: Watcher, lease: Lease | None = None) -> Record:
@@ -143,8 +143,7 @@ def _supervise(run: Followed, events: EventReader) -> Ending:
     terms, folder, container, watcher = run.terms, run.folder, run.container, run.watcher
     watcher.begin(folder, container.pid())
     last_event_s = time.monotonic()
-    outcome = halt = None
-    is_asked = False
+    outcome, halt, is_asked = None, None, False
     while outcome is None and halt is None and not is_asked:
         outcome = container.wait(_POLL_S)
         for event in events.read():
@@ -155,6 +154,7 @@ def _supervise(run: Followed, events: EventReader) -> Ending:
     if is_asked and (outcome is None or outcome.exit_code != 0):
         return _end_in_order(run, events, outcome, "asked to stop")
     if outcome is not None:
+        watcher.gone()  # the digests of large files take long, and another run may wait for what this one holds
         return judge(outcome, folder.out, terms.nonce)
     assert halt is not None
     if halt.with_checkpoint:

@@ -149,8 +149,9 @@ def _watcher(stage: Stage, trial: Trial, launch: Launch, started: Started, room:
         return _STOPPED if stage.stop.is_set() else next(iter(halts), None)
 
     def gone() -> None:
-        _log_lease(stage.sweep, trial.number, room.label, from_s)
-        room.release()
+        if room.label:
+            _log_lease(stage.sweep, trial.number, room.label, from_s)
+            room.release()
 
     return Watcher(begin=begin, event=event, end=tracker.end, say=stage.account.table.say, look=look, gone=gone)
 

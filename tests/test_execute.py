@@ -1,11 +1,15 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
+from sample_runs import make_started
 
 from runner.canonical import digest_of
 from runner.engines.request import Outcome
-from runner.execute import judge
+from runner.execute import Followed, Watcher, judge, supervise
+from runner.run_folder import RunFolder
+from runner.terms import Terms
 
 NONCE = "a" * 32
 DIGEST = digest_of(b"")
@@ -62,3 +66,42 @@ def test_a_failure_is_told_in_the_words_of_the_rank_that_failed_first(out: Path)
     ending = judge(Outcome(kind="exited", exit_code=1), out, NONCE)
     assert ending.status == "failed"
     assert "ValueError: no such layer" in ending.message
+
+
+class Ended:
+    """A container that has ended well."""
+
+    def wait(self, timeout_s: float) -> Outcome:  # noqa: ARG002, it has ended
+        return Outcome(kind="exited", exit_code=0)
+
+    def stop(self, grace_s: float) -> None:
+        pass
+
+    def pid(self) -> None:
+        pass
+
+    def remove(self) -> None:
+        pass
+
+
+def test_what_a_run_holds_is_let_go_of_before_its_files_are_digested(out: Path) -> None:
+    complete(out)
+    # What is written when the run lets go is there when its files are digested, or was not.
+    watcher = Watcher(
+        begin=lambda _folder, _pid: None,
+        event=lambda _event: None,
+        end=lambda record: record,
+        say=lambda _line: None,
+        gone=(out / "late.txt").touch,
+    )
+    terms = Terms(
+        started=make_started(),
+        is_command=True,
+        nonce=NONCE,
+        hang_timeout_s=60,
+        timeout_s=0,
+        grace_s=1,
+        begun_s=time.monotonic(),
+    )
+    run = Followed(terms=terms, folder=RunFolder(path=out.parent), container=Ended(), watcher=watcher)
+    assert supervise(run)[0].message == "out/late.txt was written but is not in done.json"

@@ -1,5 +1,6 @@
 """Sweeps of whole trials on this host: what is run, what is not, and what is left when something ends it."""
 
+import itertools
 import json
 import os
 import random
@@ -102,6 +103,16 @@ def test_every_combination_is_run_once_and_the_best_is_named(bench: Bench) -> No
     assert [trial["number"] for trial in shown(bench)["trials"] if trial["best"]] == [4]
     assert "4 best  done    0.5" in ran.stdout
     assert len(runs(bench)) == 6
+
+
+def test_the_log_says_once_of_each_trial_which_slot_it_had_and_none_had_two(bench: Bench) -> None:
+    sweep_id = sweep(bench, "model.x=1,2,3,4", "scheduler.slots=2").stdout.split()[0]
+    log = (bench.folder / "runs" / "sweeps" / sweep_id / "leases.jsonl").read_text()
+    uses = sorted((use["slots"], use["from_s"], use["to_s"], use["trial"]) for use in map(json.loads, log.splitlines()))
+    assert sorted(trial for *_, trial in uses) == [0, 1, 2, 3]
+    assert {slot for slot, *_ in uses} == {"cpu 0", "cpu 1"}
+    for (slot, _, ended_s, _), (next_slot, begun_s, *_) in itertools.pairwise(uses):
+        assert slot != next_slot or ended_s <= begun_s
 
 
 def test_a_trial_is_a_run_like_any_other(bench: Bench) -> None:

@@ -32,6 +32,7 @@ from runner.errors import EngineError, ImageError
 from runner.lock import ImagePin
 
 _TIMEOUT_S = 120
+_FIRST_POLL_S = 0.01
 _POLL_S = 0.2
 _LOG_END_TIMEOUT_S = 30
 _LOST_AFTER_S = 60
@@ -174,11 +175,14 @@ class _DockerContainer:
         """Return how it ended, or None if it still runs after timeout_s. Raises EngineError where its log is cut."""
         deadline = time.monotonic() + timeout_s
         self._logging.join(timeout_s)
+        # Where the output has ended, the container does within milliseconds.
+        poll_s = _FIRST_POLL_S
         while (outcome := self._outcome()) is None:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return None
-            time.sleep(min(_POLL_S, left_s))
+            time.sleep(min(poll_s, left_s))
+            poll_s = min(2 * poll_s, _POLL_S)
         self._logging.join(_LOG_END_TIMEOUT_S)
         if os.geteuid() == 0:
             give(self._writable, 0, 0)

@@ -5,6 +5,7 @@ while a sandbox is being built (about 30 ms), bubblewrap does not see its parent
 time leaves the sandbox running.
 """
 
+import functools
 import os
 import platform
 import subprocess
@@ -24,10 +25,12 @@ class EmbeddedEngine:
 
     def __init__(self, images: Images) -> None:
         self._images = images
+        # Asked once: what a machine allows it allows every sandbox, and asking takes longer than starting one.
+        self._require_sandbox = functools.cache(lambda: _require_sandbox(bwrap_program()))
 
     def require(self, image: ImagePin) -> None:
         """Have the image unpacked and verified, and a sandbox possible. Raises ImageError, EngineError."""
-        _require_sandbox(bwrap_program())
+        self._require_sandbox()
         self._images.rootfs(image)
 
     def start(self, request: ContainerRequest, log: Path) -> Container:
