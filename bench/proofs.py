@@ -24,6 +24,7 @@ from inside.jobs import make_spec, run  # noqa: E402
 from inside.kills import killed_spec, killed_until_done, whole  # noqa: E402
 from inside.plantings import ALONE, COLLECTIVE, PLANTINGS, Planting, found, train  # noqa: E402
 
+from bench.sweep_kills import killed_sweeps  # noqa: E402
 from bench.training import on_this_machine  # noqa: E402
 from runner.blame import first_verdict  # noqa: E402
 from runner.traces import opened_traces  # noqa: E402
@@ -39,11 +40,12 @@ def main() -> int:
     words.add_argument("--clean", type=int, nargs="?", const=200, help="replays in one process")
     words.add_argument("--replays", type=int, nargs="?", const=100, help="replays of a run of two processes")
     words.add_argument("--kills", type=int, nargs="?", const=25, help="of each number of ranks in each precision")
+    words.add_argument("--sweeps", type=int, nargs="?", const=10, help="kills of a grid and of a search (XRUN_HOME)")
     words.add_argument("--jobs", type=int, default=1, help="runs at a time")
     words.add_argument("--json", type=Path, help="take the counts over into this file")
     asked = words.parse_args()
-    if not (asked.faults or asked.clean or asked.replays or asked.kills):
-        asked.faults, asked.clean, asked.replays, asked.kills = True, 200, 100, 25
+    if not (asked.faults or asked.clean or asked.replays or asked.kills or asked.sweeps):
+        asked.faults, asked.clean, asked.replays, asked.kills, asked.sweeps = True, 200, 100, 25, 10
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(asked.jobs) as jobs:
         return _report(dict(_sections(asked, Path(name), jobs)), asked.json)
 
@@ -57,6 +59,8 @@ def _sections(asked: argparse.Namespace, folder: Path, jobs: ThreadPoolExecutor)
         yield "replays", _replays(folder / "replays", asked.replays, jobs)
     if asked.kills:
         yield "kills", _kills(folder / "kills", asked.kills, jobs)
+    if asked.sweeps:
+        yield "sweeps", killed_sweeps(folder / "sweeps", asked.sweeps, _say)
 
 
 def _report(sections: dict[str, Section], path: Path | None) -> int:

@@ -1,6 +1,7 @@
 """What a search is worth: the best of 100 trials of TPE beside that of 100 random ones, by seeds, on two objectives.
 
-usage: python bench/search.py [seeds [trials [slots [multivariate: true|false]]]]
+python -m bench.search [seeds [trials [slots [multivariate: true|false]]]]
+python -m bench.search xrun [seeds [trials [slots]]]       (whole commands, `xrun -m … sweep=optuna`, on engine=host)
 """
 
 import json
@@ -11,6 +12,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from bench.sweep_project import SHORT_WORDS, SweepProject, load
+from bench.training import on_this_machine
+from runner.record import Record
 from runner.search import Asked, Study
 from runner.space import Dimension, Sampler, SearchSettings
 
@@ -58,6 +62,40 @@ def best_of(sampler: SearchSettings, objective: Callable[[Mapping[str, str]], fl
         return study.best()[0][1][0]
 
 
+def best_of_xrun(sampler: str, seed: int, trials: int, slots: int) -> float:
+    """Search two keys that act together, the smallest loss being 0, by whole commands."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = SweepProject(Path(folder) / "project", "host", slots)
+        project.lay_out()
+        words = ["sweep=optuna", f"sweep.sampler={sampler}", f"sweep.trials={trials}", f"sweep.seed={seed}"]
+        project.run("-m", *SHORT_WORDS, "model.seconds=0", "optim.x=interval(-5,1)", "optim.y=interval(-1,2)", *words)
+        losses = [float(run.facts.metrics["loss"]) for run in project.store.runs() if isinstance(run.facts, Record)]
+    assert len(losses) == trials, f"{len(losses)} of {trials} trials are done"
+    return min(losses)
+
+
+def through_xrun(words: list[str]) -> None:
+    """Compare TPE and random search as a user runs them."""
+    seeds, trials, slots = map(int, [*words, *("10", "100", "2")[len(words) :]])
+    pairs = []
+    for seed in range(seeds):
+        pairs.append((best_of_xrun("tpe", seed, trials, slots), best_of_xrun("random", seed, trials, slots)))
+        print(json.dumps(pairs[-1]), file=sys.stderr, flush=True)
+    row = {"objective": "two keys, through xrun -m", "trials": trials, "slots": slots, **margin(pairs)}
+    print(json.dumps({**row, **load(), "on": on_this_machine()}))
+
+
+def margin(pairs: list[tuple[float, float]]) -> dict[str, float]:
+    """Return by how much TPE is better than random search, over several seeds."""
+    return {
+        "tpe": round(statistics.median(tpe for tpe, _ in pairs), 4),
+        "random": round(statistics.median(random for _, random in pairs), 4),
+        "tpe_wins": sum(tpe < random for tpe, random in pairs),
+        "of": len(pairs),
+        "median_ratio": round(statistics.median(random / tpe for tpe, random in pairs), 1),
+    }
+
+
 def settings(sampler: Sampler, options: Mapping[str, bool], seed: int) -> SearchSettings:
     return SearchSettings(
         sampler=sampler,
@@ -70,6 +108,9 @@ def settings(sampler: Sampler, options: Mapping[str, bool], seed: int) -> Search
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["xrun"]:
+        through_xrun(sys.argv[2:])
+        return
     words = [*sys.argv[1:], *("10", "100", "1")[len(sys.argv) - 1 :]]
     seeds, trials, slots = map(int, words[:3])
     options = {"multivariate": words[3] == "true"} if len(words) > 3 else {}
@@ -86,11 +127,7 @@ def main() -> None:
             "trials": trials,
             "slots": slots,
             **options,
-            "tpe": round(statistics.median(tpe for tpe, _ in pairs), 4),
-            "random": round(statistics.median(random for _, random in pairs), 4),
-            "tpe_wins": sum(tpe < random for tpe, random in pairs),
-            "of": seeds,
-            "median_ratio": round(statistics.median(random / tpe for tpe, random in pairs), 1),
+            **margin(pairs),
         }
         print(json.dumps(row))
 

@@ -69,7 +69,7 @@ def main() -> int:
 
 def utilisation_of_slots(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Run a grid of short runs, and read from its log of leases and from its runs how busy the slots were."""
-    trials = asked.trials or 164
+    trials = asked.trials or 64
     project = SweepProject(folder / "project", asked.engine, asked.slots)
     project.lay_out()
     project.run(*SHORT_WORDS, "model.seconds=0")  # the lock, the image

@@ -18,7 +18,7 @@ class Room(Protocol):
     """What a trial holds while it runs."""
 
     def release(self) -> None:
-        """Let go of it."""
+        """Let go of it, unless that is done already."""
 
 
 R = TypeVar("R", bound=Room)
@@ -63,11 +63,12 @@ class Loop:
     ) -> None:
         """Run all trials. Raises the first error that is no trial's own, after those that run have ended.
 
-        `hold` waits for a trial's room and calls `settle` while it does; None where there is to be none. `adopt`
-        follows an orphan, whose room is still its own.
+        `hold` waits for a trial's room and calls `settle` while it does; None where there is to be none. `execute`
+        may let go of it early; else that is done when the picker knows how the trial ended. `adopt` follows an orphan,
+        whose room is still its own.
         """
         for orphan in picker.orphans():
-            self._start(picker, orphan, partial(adopt, orphan))
+            self._start(picker, orphan, None, partial(adopt, orphan))
         while self._error is None:
             self.settle()
             trial = None if self._jobs is not None and self._running >= self._jobs else picker.peek()
@@ -82,7 +83,7 @@ class Loop:
             if (trial := picker.take()) is None:
                 room.release()
             else:
-                self._start(picker, trial, partial(execute, trial, room))
+                self._start(picker, trial, room, partial(execute, trial, room))
         self.wait()
 
     def wait(self) -> None:
@@ -102,25 +103,31 @@ class Loop:
         except Empty:
             pass
 
-    def _start(self, picker: Picker[Trial], trial: Trial, execute: Callable[[], Record | None]) -> None:
+    def _start(
+        self, picker: Picker[Trial], trial: Trial, room: Room | None, execute: Callable[[], Record | None]
+    ) -> None:
         def work() -> None:
             try:
                 record = execute()
             except BaseException as error:  # noqa: BLE001, it is raised where the sweep is waited for
-                self._ended.put(partial(self._fail, error))
+                end = partial(self._fail, error)
             else:
-                self._ended.put(partial(self._end, picker, trial, record))
+                end = partial(picker.end, trial, record)
+            self._ended.put(partial(self._end, end, room))
 
         self._running += 1
         # A daemon: a second Ctrl-C does not wait for it.
         threading.Thread(target=work, daemon=True).start()
 
-    def _end(self, picker: Picker[Trial], trial: Trial, record: Record | None) -> None:
+    def _end(self, end: Callable[[], None], room: Room | None) -> None:
         self._running -= 1
-        picker.end(trial, record)
+        try:
+            end()
+        finally:
+            if room is not None:
+                room.release()
 
     def _fail(self, error: BaseException) -> None:
-        self._running -= 1
         if self._error is None:
             said = error.message if isinstance(error, XrunError) else f"{type(error).__name__}: {error}"
             self._say(f"no more trials are started: {said}")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 from runner.adopt import adopt, onlooker
 from runner.checkpoints import has_checkpoint
@@ -36,6 +37,25 @@ from runner.tracking import Tracker
 _STOPPED = Halt(status="interrupted", message="the sweep was stopped", with_checkpoint=True)
 
 
+class Room:
+    """The slots of a trial; the sweep's log says which trial had them, from when to when."""
+
+    def __init__(self, held: Lease, log: Path) -> None:
+        self.lease = held
+        self.trial: int | None = None
+        self._log = log
+        self._from_s = time.monotonic()
+
+    def release(self) -> None:
+        """Let go of the slots, unless that is done. Times in the log are those of the machine's monotonic clock."""
+        line = {"trial": self.trial, "slots": self.lease.label, "from_s": self._from_s, "to_s": time.monotonic()}
+        if self.trial is not None and self.lease.label:
+            # An account that cannot be written, on a full disk, is no reason to fail the trial.
+            with suppress(OSError), self._log.open("a") as log:
+                log.write(json.dumps(line) + "\n")
+        self.lease.release()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """What all trials of a sweep share."""
@@ -55,13 +75,14 @@ def run_trials(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> None:
     _prepare(stage, plans, offline=offline)
     loop = Loop(stage.account.table.look, stage.account.table.say, jobs=plans[0].config.sweep.jobs)
 
-    def hold(trial: Trial) -> Lease | None:
+    def hold(trial: Trial) -> Room | None:
         def waiting(why: str) -> bool:
             loop.settle()
             return stage.account.table.wait(why)
 
         plan = trial.plan
-        return room_for(need_of(plan.spec, None, plan.here), plan.config.scheduler, stage.workshop, waiting)
+        held = room_for(need_of(plan.spec, None, plan.here), plan.config.scheduler, stage.workshop, waiting)
+        return None if held is None else Room(held, stage.sweep.leases)
 
     try:
         loop.run(stage.picker, hold, partial(_run_trial, stage), partial(_adopt, stage))
@@ -87,12 +108,12 @@ def _prepare(stage: Stage, plans: Iterable[Plan], *, offline: bool) -> None:
             ready.add(image.digest)
 
 
-def _run_trial(stage: Stage, trial: Trial, room: Lease) -> Record:
+def _run_trial(stage: Stage, trial: Trial, room: Room) -> Record:
     launch, engine = trial_launch(stage, trial), stage.engines[trial.plan.config.engine]
-    with room:
-        run = placed(job(launch, engine, stage.workshop), room.gpus)
-        watcher = _watcher(stage, trial, launch, run.started, room)
-        return execute(run, engine=engine, store=stage.account.store, watcher=watcher, lease=room)
+    room.trial = trial.number
+    run = placed(job(launch, engine, stage.workshop), room.lease.gpus)
+    watcher = _watcher(stage, trial, launch, run.started, room)
+    return execute(run, engine=engine, store=stage.account.store, watcher=watcher, lease=room.lease)
 
 
 def _adopt(stage: Stage, trial: Trial) -> Record | None:
@@ -129,14 +150,13 @@ def trial_launch(stage: Stage, trial: Trial) -> Launch:
     return replace(launch, continues=past.folder.id, stretch=Stretch(past=out))
 
 
-def _watcher(stage: Stage, trial: Trial, launch: Launch, started: Started, room: Lease) -> Watcher:
+def _watcher(stage: Stage, trial: Trial, launch: Launch, started: Started, room: Room) -> Watcher:
     """Return who looks on at a trial: the table, Weights & Biases, and whoever may end it."""
     tracker = Tracker(launch.conducted.tracking, subject_of(launch.spec, started), os.environ, stage.account.table.say)
     halts: list[Halt] = []
-    from_s = time.monotonic()
 
     def begin(folder: RunFolder, pid: int | None) -> None:
-        stage.account.table.start(trial.number, trial.words, room.label, folder.id)
+        stage.account.table.start(trial.number, trial.words, room.lease.label, folder.id)
         tracker.begin(folder, pid)
 
     def event(happened: Event) -> None:
@@ -149,16 +169,8 @@ def _watcher(stage: Stage, trial: Trial, launch: Launch, started: Started, room:
         return _STOPPED if stage.stop.is_set() else next(iter(halts), None)
 
     def gone() -> None:
-        if room.label:
-            _log_lease(stage.sweep, trial.number, room.label, from_s)
+        # What a search picks next it is to pick knowing how this trial ended.
+        if isinstance(stage.picker, Grid):
             room.release()
 
     return Watcher(begin=begin, event=event, end=tracker.end, say=stage.account.table.say, look=look, gone=gone)
-
-
-def _log_lease(sweep: SweepFolder, trial: int, slots: str, from_s: float) -> None:
-    """Append to the sweep's account of its slots; times are the machine's monotonic clock."""
-    line = {"trial": trial, "slots": slots, "from_s": from_s, "to_s": time.monotonic()}
-    # An account that cannot be written, on a full disk, is no reason to fail the trial.
-    with suppress(OSError), sweep.leases.open("a") as log:
-        log.write(json.dumps(line) + "\n")

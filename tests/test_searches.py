@@ -1,5 +1,6 @@
 """Searches of whole trials on this host: Optuna picks, xrun runs, and a second start goes on."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -58,6 +59,15 @@ def test_a_search_that_is_killed_goes_on_with_the_trials_it_had_begun(bench: Ben
         run["trial"] for run in runs(bench) if run["sweep"] == shown(bench)["id"] and run["status"] == "done"
     )
     assert done == dict.fromkeys(range(5), 1)
+
+
+def test_on_one_slot_a_trial_is_picked_only_when_it_is_known_how_the_last_one_ended(bench: Bench) -> None:
+    words = ("model.x=interval(0,5)", "sweep=optuna", "sweep.sampler=random", "sweep.trials=5", "scheduler.slots=1")
+    sweep_id = sweep(bench, *words).stdout.split()[0]
+    journal = (bench.folder / "runs" / "sweeps" / sweep_id / "study.log").read_text().splitlines()
+    picked, ended = 4, 6  # Optuna's numbers of what a line of its journal says
+    said = [json.loads(line)["op_code"] for line in journal]
+    assert [code for code in said if code in (picked, ended)] == [picked, ended] * 5
 
 
 def test_a_trial_that_does_worse_than_others_did_is_ended_and_marked(bench: Bench) -> None:
