@@ -107,6 +107,9 @@ class Grid:
         """Return the trial that was peeked at."""
         return self._left.popleft()
 
+    def taken_up(self, trial: Trial) -> None:
+        """Take in that an orphan lives; to a grid it is all the same."""
+
     def see(self, trial: Trial, event: Event) -> Halt | None:
         """Take in what a trial says while it runs; a grid ends none early."""
 

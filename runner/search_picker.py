@@ -37,6 +37,8 @@ class Search:
         self._like = plan(())
         # The study is told by this thread, and asked by those of the trials whether to go on.
         self._lock = threading.Lock()
+        # Orphans of which it is not known yet whether they live. Those that do not are begun before others are picked.
+        self._unknown: set[int] = set()
         self.failed: list[int] = []
         self.ran = False
 
@@ -45,10 +47,17 @@ class Search:
         newest = {number: runs[-1] for number, runs in self._runs.items()}
         found = [self._trial(asked) for asked in self._begun if is_orphan(newest.get(asked.number))]
         self._begun = deque(asked for asked in self._begun if not is_orphan(newest.get(asked.number)))
+        self._unknown = {trial.number for trial in found}
         return found
 
+    def taken_up(self, trial: Trial) -> None:
+        """Take in that an orphan lives."""
+        self._unknown.discard(trial.number)
+
     def peek(self) -> Trial | None:
-        """Return a trial like the next one; None where no more are to be started."""
+        """Return a trial like the next one; None where none is to be started, or not now."""
+        if self._unknown:
+            return None
         while self._begun and self._settled(self._begun[0]):
             self._begun.popleft()
         with self._lock:
@@ -56,7 +65,7 @@ class Search:
         return None if is_over and not self._begun else Trial(number=0, words=(), plan=self._like)
 
     def has_more(self) -> bool:
-        """Say whether a trial may still come though none is to be started now: none ever does."""
+        """Say whether a trial may still come though none runs and none is to be started now: none ever does."""
         return False
 
     def take(self) -> Trial | None:
@@ -91,6 +100,7 @@ class Search:
 
     def end(self, trial: Trial, record: Record | None) -> None:
         """Tell the study how a trial ended; one that failed, or an orphan of which nothing was left, comes again."""
+        self._unknown.discard(trial.number)
         if record is None:
             self._begun.appendleft(Asked(number=trial.number, words=trial.words))
             return

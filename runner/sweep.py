@@ -80,7 +80,8 @@ class Loop:
             room = hold(trial)
             if room is None:
                 break
-            if (trial := picker.take()) is None:
+            self.settle()
+            if self._error is not None or (trial := picker.take()) is None:
                 room.release()
             else:
                 self._start(picker, trial, room, partial(execute, trial, room))

@@ -124,6 +124,7 @@ def _adopt(stage: Stage, trial: Trial) -> Record | None:
     usual = onlooker()
 
     def begin(folder: RunFolder, _pid: int | None) -> None:
+        stage.picker.taken_up(trial)
         stage.account.table.start(trial.number, trial.words, "taken up", folder.id)
 
     watcher = replace(

@@ -61,13 +61,29 @@ def test_a_search_that_is_killed_goes_on_with_the_trials_it_had_begun(bench: Ben
     assert done == dict.fromkeys(range(5), 1)
 
 
+PICKED, ENDED = 4, 6  # Optuna's numbers of what a line of its journal says
+
+
+def picks_and_ends(bench: Bench) -> "list[int]":
+    journal = bench.folder / "runs" / "sweeps" / shown(bench)["id"] / "study.log"
+    said = [json.loads(line)["op_code"] for line in journal.read_text().splitlines()]
+    return [code for code in said if code in (PICKED, ENDED)]
+
+
 def test_on_one_slot_a_trial_is_picked_only_when_it_is_known_how_the_last_one_ended(bench: Bench) -> None:
     words = ("model.x=interval(0,5)", "sweep=optuna", "sweep.sampler=random", "sweep.trials=5", "scheduler.slots=1")
-    sweep_id = sweep(bench, *words).stdout.split()[0]
-    journal = (bench.folder / "runs" / "sweeps" / sweep_id / "study.log").read_text().splitlines()
-    picked, ended = 4, 6  # Optuna's numbers of what a line of its journal says
-    said = [json.loads(line)["op_code"] for line in journal]
-    assert [code for code in said if code in (picked, ended)] == [picked, ended] * 5
+    assert sweep(bench, *words).returncode == 0
+    assert picks_and_ends(bench) == [PICKED, ENDED] * 5
+
+
+def test_a_search_on_one_slot_that_was_killed_picks_when_the_trial_is_done_that_it_had_begun(bench: Bench) -> None:
+    words = ("model.x=interval(1,5)", "sweep=optuna", "sweep.sampler=random", "sweep.trials=5", "scheduler.slots=1")
+    started = Started(bench, *words)
+    known = len(runs(bench))
+    started.until(lambda: len(runs(bench)) > known + 1)
+    started.kill()
+    assert sweep(bench, *words).returncode == 0
+    assert picks_and_ends(bench) == [PICKED, ENDED] * 5
 
 
 def test_a_trial_that_does_worse_than_others_did_is_ended_and_marked(bench: Bench) -> None:
