@@ -17,6 +17,10 @@ Trial = TypeVar("Trial")
 class Room(Protocol):
     """What a trial holds while it runs."""
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it has not been let go of."""
+
     def release(self) -> None:
         """Let go of it, unless that is done already."""
 
@@ -51,7 +55,8 @@ class Loop:
         self._say = say
         self._jobs = jobs
         self._ended: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._running = 0
+        self._rooms: list[Room | None] = []
+        """Those of the trials that run; None for an orphan, whose room the loop has not given."""
         self._error: BaseException | None = None
 
     def run(
@@ -71,9 +76,9 @@ class Loop:
             self._start(picker, orphan, None, partial(adopt, orphan))
         while self._error is None:
             self.settle()
-            trial = None if self._jobs is not None and self._running >= self._jobs else picker.peek()
+            trial = None if self._is_full() else picker.peek()
             if trial is None:
-                if not (self._running or picker.has_more()):
+                if not (self._rooms or picker.has_more()):
                     return
                 self.settle(_LOOK_S)
                 continue
@@ -89,7 +94,7 @@ class Loop:
 
     def wait(self) -> None:
         """Wait for the trials that run. Raises the first error that was no trial's own."""
-        while self._running:
+        while self._rooms:
             self.settle(_LOOK_S)
         if self._error is not None:
             raise self._error
@@ -104,6 +109,15 @@ class Loop:
         except Empty:
             pass
 
+    def look_again(self) -> None:
+        """Have the loop see at once that a trial has let go of its room. For any thread."""
+        self._ended.put(lambda: None)
+
+    def _is_full(self) -> bool:
+        """Say whether as many trials have a room as may; one that has let go of it has its record still written."""
+        having = sum(room is None or room.is_held for room in self._rooms)
+        return self._jobs is not None and having >= self._jobs
+
     def _start(
         self, picker: Picker[Trial], trial: Trial, room: Room | None, execute: Callable[[], Record | None]
     ) -> None:
@@ -116,12 +130,12 @@ class Loop:
                 end = partial(picker.end, trial, record)
             self._ended.put(partial(self._end, end, room))
 
-        self._running += 1
+        self._rooms.append(room)
         # A daemon: a second Ctrl-C does not wait for it.
         threading.Thread(target=work, daemon=True).start()
 
     def _end(self, end: Callable[[], None], room: Room | None) -> None:
-        self._running -= 1
+        self._rooms.remove(room)
         try:
             end()
         finally:

@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,20 +40,24 @@ _STOPPED = Halt(status="interrupted", message="the sweep was stopped", with_chec
 class Room:
     """The slots of a trial; the sweep's log says which trial had them, from when to when."""
 
-    def __init__(self, held: Lease, log: Path) -> None:
+    def __init__(self, held: Lease, log: Path, released: Callable[[], None]) -> None:
         self.lease = held
         self.trial: int | None = None
+        self.is_held = True
         self._log = log
+        self._released = released
         self._from_s = time.monotonic()
 
     def release(self) -> None:
         """Let go of the slots, unless that is done. Times in the log are those of the machine's monotonic clock."""
         line = {"trial": self.trial, "slots": self.lease.label, "from_s": self._from_s, "to_s": time.monotonic()}
-        if self.trial is not None and self.lease.label:
+        if self.trial is not None and self.is_held and self.lease.label:
             # An account that cannot be written, on a full disk, is no reason to fail the trial.
             with suppress(OSError), self._log.open("a") as log:
                 log.write(json.dumps(line) + "\n")
+        self.is_held = False
         self.lease.release()
+        self._released()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +86,7 @@ def run_trials(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> None:
 
         plan = trial.plan
         held = room_for(need_of(plan.spec, None, plan.here), plan.config.scheduler, stage.workshop, waiting)
-        return None if held is None else Room(held, stage.sweep.leases)
+        return None if held is None else Room(held, stage.sweep.leases, loop.look_again)
 
     try:
         loop.run(stage.picker, hold, partial(_run_trial, stage), partial(_adopt, stage))
