@@ -1,6 +1,7 @@
 """The machine that the whole-program tests share: the README's first command, run once as root, no engine in sight."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -13,6 +14,12 @@ from bare_machine import BareMachine, bare_machine, readme_block
 def leases(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Give out the slots of this machine anew: two sessions of tests do not wait for each other."""
     os.environ["XRUN_LEASES"] = str(tmp_path_factory.mktemp("leases") / "xrun")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sigint() -> None:
+    """Let Ctrl-C reach what the tests start: a shell ignores it for what it starts in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
