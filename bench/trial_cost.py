@@ -44,7 +44,10 @@ def cost(folder: Path, engine: str, experiment: str, trials: int, rounds: int) -
         print(json.dumps([by_xrun_s[-1], steady_s[-1], by_docker_s[-1]]), file=sys.stderr, flush=True)
     return {
         "trials": trials,
-        "rounds": rounds,
+        "rounds_s": {
+            who: [round(seconds, 3) for seconds in measured]
+            for who, measured in (("xrun", by_xrun_s), ("docker run", by_docker_s))
+        },
         "xrun_s": round(statistics.median(by_xrun_s), 3),
         "xrun_s_from_the_first_start_on": round(statistics.median(steady_s), 3),
         "docker_run_s": round(statistics.median(by_docker_s), 3),
