@@ -45,7 +45,7 @@ def run_jobs(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> None:
     jobs = plans[0].config.sweep.jobs or (None if plans[0].config.sweep.kind == "grid" else _SEARCH_JOBS)
     slurm = Slurm()
     slurm.queue()  # before anything is made of trials that could not be submitted
-    live = [_taken_up(trial) for trial in stage.picker.orphans()]
+    live = [_taken_up(stage, trial) for trial in stage.picker.orphans()]
     try:
         while True:
             live += _picked(stage, engine, jobs, len(live))
@@ -78,8 +78,10 @@ def _prepare(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> str:
     return engine
 
 
-def _taken_up(trial: Trial) -> _Placed:
+def _taken_up(stage: Stage, trial: Trial) -> _Placed:
+    """Follow a trial that an earlier start of the sweep has submitted, or was about to."""
     assert trial.past is not None
+    stage.picker.taken_up(trial)
     folder = trial.past.folder
     return _Placed(trial=trial, folder=folder, events=EventReader(folder.out), outs=len(folder.outs))
 

@@ -93,3 +93,19 @@ def test_a_search_gives_up_the_jobs_of_trials_that_do_worse(bench: SlurmBench) -
     assert (found["model.x=3"]["status"], found["model.x=0"]["status"]) == ("done", "pruned")
     record = bench.record(found["model.x=0"]["run"])
     assert record["message"] == "loss 10 at step 1 is worse than others were then"
+
+
+def test_a_search_whose_xrun_is_killed_finds_its_jobs_and_picks_on_beside_them(bench: SlurmBench) -> None:
+    hold = bench.folder / "hold-1"
+    hold.touch()
+    words = ("sweep=optuna", "sweep.sampler=bruteforce", "model.x=1,2,3", "sweep.trials=3", "sweep.jobs=2")
+    started = bench.start(*WORDS, *words)
+    until(lambda: is_stepping(bench, 3), "the trial that waits and both others", 120)
+    started.kill()
+    started.communicate()
+    again = bench.start(*WORDS, *words)
+    until(lambda: statuses(bench).count("done") == 2, "the others are done", 120)
+    hold.unlink()
+    _, stderr = again.communicate(timeout=120)
+    assert again.returncode == 0, stderr
+    assert runs_of_trials(bench) == {0: 1, 1: 1, 2: 1}
