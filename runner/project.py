@@ -66,5 +66,5 @@ def home(environment: Mapping[str, str]) -> Path:
     """Return where images and caches are kept: XRUN_HOME, or the user's cache folder."""
     if chosen := environment.get("XRUN_HOME"):
         return Path(chosen).absolute()
-    caches = environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")  # noqa: PTH111, PTH118
-    return Path(caches) / "xrun"
+    own = environment.get("HOME") or os.path.expanduser("~")  # noqa: PTH111, Path's needs an environment that has a home
+    return Path(environment.get("XDG_CACHE_HOME") or f"{own}/.cache") / "xrun"
