@@ -141,7 +141,9 @@ def _start(folder: Path, experiment: str, variant: str, stack: ExitStack) -> "li
     argv = [sys.executable, "-m", "bench.levels", "--train", str(place)]
     pipe = subprocess.PIPE
     processes = [
-        subprocess.Popen(argv, cwd=ROOT, env=known | {"RANK": str(rank)}, stdin=pipe, stdout=pipe, text=True)
+        subprocess.Popen(
+            argv, cwd=ROOT, env=known | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdin=pipe, stdout=pipe, text=True
+        )
         for rank in range(spec["ranks"])
     ]
     for process in processes:

@@ -194,7 +194,9 @@ def train(
     }
     argv = [sys.executable, *program, str(folder), *names]
     processes = [
-        subprocess.Popen(argv, env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            argv, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True
+        )
         for rank in range(spec["ranks"])
     ]
     errors = [process.communicate(timeout=900)[1] for process in processes]
