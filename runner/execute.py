@@ -73,11 +73,11 @@ def execute(job: Job, *, engine: Engine, store: RunStore, watcher: Watcher, leas
 def start(job: Job, folder: RunFolder, engine: Engine) -> Container:
     """Start a job's container, on one of several nodes if the job says so. Raises EngineError, ImageError."""
     node = job.conduct.node.number if job.conduct.node else 0
-    name = f"{folder.id}-node{node}" if node else folder.id
     places = Places(
         store=folder.store, source=job.source, spec=folder.spec, out=folder.out, control=folder.control, data=job.data
     )
-    return engine.start(container_request(name, job.spec, places, job.conduct), folder.log_of(node))
+    request = container_request(folder.container_of(node), job.spec, places, job.conduct)
+    return engine.start(request, folder.log_of(node))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

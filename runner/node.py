@@ -17,10 +17,10 @@ from runner.engines.request import Container
 from runner.errors import RunFailed, XrunError
 from runner.execute import Ending, Followed, Watcher, not_started, record_of, start, supervise
 from runner.launch import report, watcher
+from runner.placement import remains_of
 from runner.record import Record
 from runner.run_folder import RunFolder
 from runner.slurm.attempt import begin_attempt
-from runner.slurm.leftovers import end_processes
 from runner.slurm.placement import commit
 from runner.slurm.script import GOES_ON
 from runner.terms import terms_of
@@ -79,13 +79,10 @@ def _interrupted(message: str) -> Ending:
 
 def _reap(turn: Turn) -> int:
     """End what an earlier attempt, whose xrun was killed, left running on this node."""
-    if turn.order.engine in {"docker", "podman"}:
-        from runner.engines.docker import DockerEngine  # noqa: PLC0415, other engines need no SDK
-
-        engine = node_engine(turn.order.engine)
-        assert isinstance(engine, DockerEngine)
-        engine.end_leftover(turn.folder.id if turn.is_first else f"{turn.folder.id}-node{turn.node}")
-    end_processes(turn.folder.out)
+    left = node_engine(turn.order.engine).attach(remains_of(turn.folder, turn.node))
+    if left is not None:
+        left.stop(0)
+        left.remove()
     return 0
 
 

@@ -120,6 +120,6 @@ def _is_running(note: Note, workshop: Workshop) -> bool:
         return note.engine == "docker"
 
 
-def remains_of(folder: RunFolder) -> Remains:
-    """Return where the container of a run is looked for."""
-    return Remains(run=folder.path, out=folder.out, log=folder.log)
+def remains_of(folder: RunFolder, node: int = 0) -> Remains:
+    """Return where the container of a run, on one of several nodes, is looked for."""
+    return Remains(run=folder.path.with_name(folder.container_of(node)), out=folder.out, log=folder.log_of(node))

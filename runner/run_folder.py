@@ -44,6 +44,10 @@ class RunFolder:
         """What the container printed."""
         return self.path / "log.txt"
 
+    def container_of(self, node: int) -> str:
+        """Return the name of the container of one of several nodes."""
+        return f"{self.id}-node{node}" if node else self.id
+
     def log_of(self, node: int) -> Path:
         """Return the file of what the container of one of several nodes printed."""
         return self.path / f"log-node{node}.txt" if node else self.log

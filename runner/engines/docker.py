@@ -108,11 +108,6 @@ class DockerEngine:
         with daemon_words("the Docker daemon does not list its containers"):
             return list(self._client.containers(filters=filters, **options))
 
-    def end_leftover(self, name: str) -> None:
-        """End and remove a container that an earlier xrun left, if there is one. Raises EngineError."""
-        with daemon_words(f"the Docker daemon does not remove container {name}"), suppress(docker.errors.NotFound):
-            self._client.remove_container(name, v=True, force=True)
-
 
 def _user(security_options: Iterable[str]) -> tuple[int, int]:
     """Return the uid and gid to run as: the caller's own, but never root's on this host."""

@@ -17,8 +17,8 @@ def open_log(path: Path) -> BinaryIO:
 def unlogged(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:
     """Yield what of a container's whole output is not in its log yet.
 
-    Where the log does not begin as the output does, the engine has dropped the begin: then all of it, after a line
-    that says so.
+    Where the log does not begin as the output does, all of it, after a line that says so: the engine has dropped the
+    begin, or keeps lines of stdout and stderr in another order than it sent them.
     """
     try:
         with path.open("rb") as log:
@@ -33,4 +33,4 @@ def unlogged(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:
     yield from chunks
 
 
-GAP = b"\nxrun: was killed; from here on the engine's own log, which begins later or elsewhere\n"
+GAP = b"\nxrun: was killed; from here on the engine's own log, all that it has kept\n"

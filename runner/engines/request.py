@@ -88,7 +88,7 @@ class Remains:
     """What is known of a container whose xrun is dead."""
 
     run: Path
-    """The run's folder."""
+    """Folder of the run; named as its container is."""
     out: Path
     """What the container may write."""
     log: Path

@@ -16,10 +16,12 @@ from runner.adopt import adopt
 from runner.config import Scheduler, Tracking
 from runner.container import Conduct
 from runner.engines.docker import DockerEngine
+from runner.engines.log import GAP
 from runner.execute import Job, Watcher
 from runner.leases import Need, lease
 from runner.record import Conducted
 from runner.run_folder import RunFolder
+from runner.slurm.order import Order, SlurmFiles
 from runner.store import RunStore
 
 HERE = Path(__file__).parents[2]
@@ -100,8 +102,12 @@ def make_orphan(image: TinyImage, folder: Path, exit_code: int) -> Orphan:
 
 
 def words_logged(orphan: Orphan) -> list[str]:
-    """Return what the script said, without sh's complaint that it has no terminal."""
-    return [line for line in orphan.folder.log.read_text().splitlines() if not line.startswith("runner.inside: ")]
+    """Return what the script said, without sh's complaint that it has no terminal.
+
+    That comes on stderr, and a daemon may keep it in another order than it sent it: then the log begins again.
+    """
+    whole = orphan.folder.log.read_text().rpartition(GAP.decode())[2]
+    return [line for line in whole.splitlines() if not line.startswith("runner.inside: ")]
 
 
 def test_a_container_keeps_its_slot_until_its_run_is_taken_up_to_its_end(
@@ -155,3 +161,20 @@ def test_a_result_that_is_there_when_a_run_is_asked_to_stop_is_kept(
     record = adopt(orphan.folder, engine=docker_engine, store=orphan.store, watcher=WATCHER, leases=orphan.leases)
     assert record is not None
     assert record.status == "done"
+
+
+def test_the_next_attempt_on_a_node_ends_and_removes_the_container_that_the_last_one_left(
+    docker_client: Any,
+    docker_engine: DockerEngine,  # noqa: ARG001, has the image
+    image: TinyImage,
+    tmp_path: Path,
+) -> None:
+    orphan = make_orphan(image, tmp_path, 0)
+    order = Order(engine="docker", source=str(tmp_path), data=None, self_test_steps=0)
+    (orphan.folder.path / "slurm").mkdir()
+    SlurmFiles(orphan.folder).keep_order(order)
+    label = {"label": f"xrun.run={orphan.folder.id}"}
+    assert len(docker_client.containers(filters=label)) == 1
+    reaped = subprocess.run([sys.executable, "-m", "runner.node", "reap", orphan.folder.path], check=False, cwd=HERE)
+    assert reaped.returncode == 0
+    assert docker_client.containers(all=True, filters=label) == []

@@ -1,17 +1,18 @@
 """What an attempt finds of those before it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from host_project import ROOT
 from sample_runs import make_spec, make_started
 
 from runner.run_folder import RunFolder
 from runner.slurm.attempt import begin_attempt, machine_before, newest_checkpoint
-from runner.slurm.leftovers import end_processes
-from runner.slurm.order import SlurmFiles
+from runner.slurm.order import Order, SlurmFiles
 from runner.store import RunStore
 
 
@@ -75,13 +76,15 @@ def test_the_machine_whose_checkpoint_is_taken_up_is_remembered(run: RunFolder) 
 
 
 def test_what_an_earlier_attempt_left_running_is_ended_and_nothing_else(run: RunFolder, tmp_path: Path) -> None:
+    SlurmFiles(run).keep_order(Order(engine="host", source=str(tmp_path), data=None, self_test_steps=0))
     environment = {"PATH": os.environ["PATH"], "XRUN_OUT": str(run.out)}
-    host = subprocess.Popen(["sleep", "1000"], env=environment)
-    sandbox = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", "--bind", str(run.out), "/out"])
-    other = subprocess.Popen(["sleep", "1000"], env={**environment, "XRUN_OUT": str(tmp_path)})
+    program = subprocess.Popen(["sleep", "1000"], env=environment, start_new_session=True)
+    rank = subprocess.Popen(["sleep", "1000"], env=environment, process_group=0)
+    other = subprocess.Popen(["sleep", "1000"], env={**environment, "XRUN_OUT": str(tmp_path)}, start_new_session=True)
     try:
-        assert end_processes(run.out) == 2
-        assert (host.wait(10), sandbox.wait(10), other.poll()) == (-9, -9, None)
+        reaped = subprocess.run([sys.executable, "-m", "runner.node", "reap", run.path], check=False, cwd=ROOT)
+        assert reaped.returncode == 0
+        assert (program.wait(10) < 0, rank.wait(10), other.poll()) == (True, -signal.SIGKILL, None)
     finally:
         other.kill()
         other.wait()
