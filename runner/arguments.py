@@ -1,6 +1,7 @@
 """The options of each command, as values."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn
@@ -66,8 +67,12 @@ def run_arguments(argv: Sequence[str]) -> RunArguments:
     parser.add_argument("--force", action="store_true")
     words = vars(parser.parse_intermixed_args(list(argv)))
     if words["force"] and not words["multirun"]:
+        hint = f"xrun {shlex.join(word for word in argv if word != '--force')}"
+        raise ConfigError("--force: one run always runs; only trials of a sweep that are done are skipped", hint=hint)
+    if words["detach"] and words["multirun"]:
+        hint = f"xrun {shlex.join(word for word in argv if word != '--detach')}"
         raise ConfigError(
-            "--force: one run always runs; only trials that are done are skipped", hint="xrun -m … --force"
+            "--detach: a sweep starts its trials as it goes; on SLURM, Ctrl-C leaves them to it", hint=hint
         )
     return RunArguments(**words | {"overrides": tuple(words["overrides"])})
 
@@ -166,7 +171,7 @@ class SweepArguments:
     """Options of `xrun sweep`."""
 
     verb: Literal["ls", "show", "stop", "resume"]
-    sweep: str | None
+    sweep: str
     json: bool
     force: bool
     offline: bool
@@ -175,15 +180,16 @@ class SweepArguments:
 def sweep_arguments(argv: Sequence[str]) -> SweepArguments:
     """Read the words of `xrun sweep`. Raises ConfigError."""
     parser = _parser("sweep")
-    parser.add_argument("verb", choices=("ls", "show", "stop", "resume"))
-    parser.add_argument("sweep", nargs="?")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--force", action="store_true")
-    parser.add_argument("--offline", action="store_true")
-    words = SweepArguments(**vars(parser.parse_args(list(argv))))
-    if words.verb != "ls" and words.sweep is None:
-        raise ConfigError(f"xrun sweep {words.verb}: which sweep?", hint="xrun sweep ls")
-    return words
+    parser.set_defaults(sweep="last", json=False, force=False, offline=False)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    options = {"ls": ("--json",), "show": ("--json",), "stop": (), "resume": ("--force", "--offline")}
+    for verb, own in options.items():
+        of_verb = verbs.add_parser(verb, add_help=False, allow_abbrev=False)
+        if verb != "ls":
+            of_verb.add_argument("sweep")
+        for option in own:
+            of_verb.add_argument(option, action="store_true")
+    return SweepArguments(**vars(parser.parse_args(list(argv))))
 
 
 def stop_arguments(argv: Sequence[str]) -> str:

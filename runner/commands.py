@@ -12,8 +12,8 @@ from runner.errors import ConfigError
 from runner.listing import follow_log, list_runs, show_run
 from runner.project import find_project, home, leases
 from runner.store import Run, RunStore
+from runner.sweep_listing import list_sweeps, show_sweep
 from runner.sweeps import SweepStore
-from runner.trials import list_sweeps, runs_of, show_sweep, stop_sweep
 
 if TYPE_CHECKING:
     from runner.prepare import Workshop
@@ -145,27 +145,18 @@ def sweep(argv: Sequence[str]) -> int:
     project = find_project(Path.cwd())
     store, sweeps = RunStore(project.runs), SweepStore(project.sweeps)
     if words.verb == "ls":
-        sys.stdout.write(list_sweeps(store, sweeps))
+        sys.stdout.write(list_sweeps(store, sweeps, as_json=words.json, seen=_seen))
     elif words.verb == "show":
-        sys.stdout.write(show_sweep(store, sweeps, words.sweep or "last", as_json=words.json, seen=_seen))
+        sys.stdout.write(show_sweep(store, sweeps, words.sweep, as_json=words.json, seen=_seen))
     elif words.verb == "stop":
-        _stop_sweep(store, sweeps, words.sweep or "last")
+        from runner.sweep_stop import stop_sweep  # noqa: PLC0415, as above
+
+        stop_sweep(store, sweeps, words.sweep, say)
     else:
         from runner.sweep_command import resume_sweep  # noqa: PLC0415, as above
 
         return resume_sweep(_workshop(), words, ("sweep", *argv))
     return 0
-
-
-def _stop_sweep(store: RunStore, sweeps: SweepStore, text: str) -> None:
-    sweep = sweeps.find(text)
-    stop_sweep(sweeps, sweep, say)
-    placed = [run for runs in runs_of(store, sweep.id).values() for run in runs if run.status == "submitted"]
-    if placed:
-        from runner.slurm_stop import stop_all_placed  # noqa: PLC0415, as above
-
-        stop_all_placed(placed, store, _slurm(), say)
-    say(f"stopped; to go on: xrun sweep resume {sweep.id}")
 
 
 def _runs() -> RunStore:

@@ -48,10 +48,18 @@ def is_orphan(run: Run | None) -> bool:
     return run is not None and run.status in {"interrupted", "submitted"} and not isinstance(run.facts, Record)
 
 
+def has_ended(run: Run) -> bool:
+    """Say whether a run came to its own end; one that was stopped did not, nor one that never ran.
+
+    A failed run without an exit code never ran: for that its engine is to blame, or its cluster.
+    """
+    if not isinstance(run.facts, Record) or run.status in UNFINISHED:
+        return False
+    return (run.status, run.facts.exit_code) != ("failed", None)
+
+
 def _has_failed(run: Run) -> bool:
-    """Say whether a run failed by itself: one without an exit code never ran, for which its engine is to blame."""
-    is_engines = isinstance(run.facts, Record) and (run.status, run.facts.exit_code) == ("failed", None)
-    return run.status not in {*UNFINISHED, "done"} and not is_engines
+    return has_ended(run) and run.status != "done"
 
 
 class Grid:
@@ -69,7 +77,8 @@ class Grid:
         self._runs = {number: list(found) for number, found in runs.items()}
         self._account = account
         self._force = force
-        self.failed: list[int] = []
+        self.undone: list[int] = []
+        """Trials that have no result yet, and are not started again now."""
         self.ran = False
 
     def orphans(self) -> list[Trial]:
@@ -85,8 +94,8 @@ class Grid:
             trial = self._left[0]
             own = self._runs.get(trial.number, [])
             found = None if self._force else self._found(trial, own)
-            if found is not None and found.status == "running":
-                self._left.rotate(-1)  # another xrun has it; its result will do
+            if found is not None and found.status != "done":
+                self._left.rotate(-1)  # another xrun runs it; its result will do
                 continue
             if found is not None:
                 self._account.table.skip(trial.number, found.folder.id, values_of(found, self._account.facts.metrics))
@@ -94,7 +103,7 @@ class Grid:
                 self._left[0] = replace(trial, past=own[-1] if own and own[-1].status in UNFINISHED else None)
                 return self._left[0]
             else:
-                self.failed.append(trial.number)
+                self.undone.append(trial.number)
                 self._account.table.say(f"trial {trial.number}  not run again: {own[-1].folder.id} is {own[-1].status}")
             self._left.popleft()
         return None
@@ -123,12 +132,10 @@ class Grid:
         own = self._runs.setdefault(trial.number, [])
         own[:] = [earlier for earlier in own if earlier.folder.id != run.folder.id] + [run]
         self._account.table.end(trial.number, record, values_of(run, self._account.facts.metrics))
-        if record.status in {"done", "interrupted"}:
-            return
-        if record.status != "lost" and self._may_run(own):
+        if _has_failed(run) and self._may_run(own):
             self._left.appendleft(trial)
-        else:
-            self.failed.append(trial.number)
+        elif run.status != "done":
+            self.undone.append(trial.number)  # what has not failed by itself is for the next start to go on with
 
     def _may_run(self, own: Sequence[Run]) -> bool:
         return sum(map(_has_failed, own)) <= self._account.facts.retries

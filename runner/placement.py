@@ -51,17 +51,14 @@ def place(  # noqa: PLR0913, a job, what executes it, where, and who looks on
     here: Machine,
     *,
     go_on: Callable[[], bool] = _always,
-    allocated: tuple[str, ...] | None = None,
 ) -> Record | None:
     """Wait until a job has what it needs, execute it, and return its record; None where `go_on` ended the wait.
 
-    `allocated`: the GPUs that a scheduler has given to this process; then nothing is leased. Raises XrunError.
+    Raises XrunError.
     """
     # Before the wait, for nobody else may have the slots meanwhile.
     engine.require(job.spec.image)
     store = RunStore(workshop.project.runs)
-    if allocated is not None:
-        return execute(placed(job, allocated), engine=engine, store=store, watcher=watcher)
     assert job.started.conducted is not None, "only records of an older xrun lack it"
     need = need_of(job.spec, job.conduct.ranks, here)
     held = room_for(need, job.started.conducted.scheduler, workshop, _told(watcher.say, go_on))

@@ -56,7 +56,7 @@ class _Plan:
 def replay_run(workshop: Workshop, words: ReplayArguments, argv: tuple[str, ...]) -> int:
     """Run a run again and print the verdict. Returns xrun's exit code; raises XrunError."""
     store = RunStore(workshop.project.runs)
-    run = settled(store.look(store.find(words.run)), store, Slurm())
+    (run,) = settled([store.look(store.find(words.run))], store, Slurm())
     if run.problem:
         raise StoreError(run.problem)
     spec, here, record = store.load_spec(run.folder), machine.probe(), run.facts

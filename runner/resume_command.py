@@ -27,7 +27,7 @@ from runner.store import Run, RunStore
 def resume_run(workshop: Workshop, words: ResumeArguments, argv: tuple[str, ...]) -> int:
     """Go on with a run, as a run of its own, and return xrun's exit code. Raises XrunError."""
     store = RunStore(workshop.project.runs)
-    run = settled(store.look(store.find(words.run)), store, Slurm())
+    (run,) = settled([store.look(store.find(words.run))], store, Slurm())
     spec = store.load_spec(run.folder)
     if run.status == "interrupted" and not isinstance(run.facts, Record):
         taken_up = _taken_up(workshop, words, run.folder, store)

@@ -1,5 +1,6 @@
 """`xrun experiment=…`: from the words on the command line to a run's record, and what is printed of it."""
 
+import shlex
 import sys
 from functools import partial
 
@@ -14,7 +15,7 @@ from runner.levels import PRICES
 from runner.placement import place
 from runner.plan import Plan, Planner, launch_of, use_of
 from runner.prepare import Workshop, make_ready
-from runner.slurm_command import described, node_engine, placement_of, submit_run
+from runner.slurm_command import described, engine_on_nodes, placement_of, submit_run
 from runner.source import snapshot
 
 
@@ -37,7 +38,9 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
     if plan.config.scheduler.kind == "slurm":
         return _on_slurm(plan, workshop, words, argv)
     if words.detach:
-        raise ConfigError("--detach: a run on this machine ends with its xrun", hint="scheduler=slurm")
+        elsewhere = [word for word in words.overrides if not word.startswith("scheduler=")]
+        hint = f"xrun {shlex.join([*elsewhere, 'scheduler=slurm', '--detach'])}"
+        raise ConfigError("--detach: a run on this machine ends with its xrun", hint=hint)
     if words.dry_run:
         sys.stdout.write(_manifest(plan) if plan.config.scheduler.kind == "k8s" else _described(plan))
         return 0
@@ -57,8 +60,7 @@ def run_experiment(workshop: Workshop, words: RunArguments, argv: tuple[str, ...
 
 def _on_slurm(plan: Plan, workshop: Workshop, words: RunArguments, argv: tuple[str, ...]) -> int:
     """Submit the run, or print the script that would be submitted."""
-    engine = node_engine(plan.config.scheduler, plan.config.engine, plan.config.hardware.device)
-    placement = placement_of(launch_of(plan, argv), engine, workshop)
+    placement = placement_of(launch_of(plan, argv), engine_on_nodes(plan.config), workshop)
     if words.dry_run:
         sys.stdout.write(described(placement, workshop))
         return 0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from runner.outputs import Event
-from runner.pickers import UNFINISHED, Account, Trial, is_orphan
+from runner.pickers import Account, Trial, has_ended, is_orphan
 from runner.plan import Plan
 from runner.record import Record
 from runner.search import Asked, Study
@@ -39,7 +39,8 @@ class Search:
         self._lock = threading.Lock()
         # Orphans of which it is not known yet whether they live. Those that do not are begun before others are picked.
         self._unknown: set[int] = set()
-        self.failed: list[int] = []
+        self.undone: list[int] = []
+        """Trials that have no result yet, and are not started again now."""
         self.ran = False
 
     def orphans(self) -> list[Trial]:
@@ -109,15 +110,15 @@ class Search:
         run = store.look(store.find(record.id))
         self._runs.setdefault(trial.number, []).append(run)
         self._account.table.end(trial.number, record, values_of(run, facts.metrics))
-        if record.status not in UNFINISHED:
+        if has_ended(run):
             self._tell(trial.number, run)
-        elif record.status == "lost":
-            self.failed.append(trial.number)  # the next start goes on with it
+        else:
+            self.undone.append(trial.number)  # the next start goes on with it
 
     def _settled(self, asked: Asked) -> bool:
         """Tell the study of a trial that had ended when the sweep was killed."""
         own = self._runs.get(asked.number, [])
-        if not own or own[-1].status in UNFINISHED:
+        if not own or not has_ended(own[-1]):
             return False
         self._tell(asked.number, own[-1])
         return True
@@ -136,4 +137,4 @@ class Search:
             if self._study.tries(number) <= self._account.facts.retries:
                 self._study.retry(number)
             else:
-                self.failed.append(number)
+                self.undone.append(number)

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from runner.config import Scheduler
+from runner.config import Config
 from runner.container import Conduct, Places, container_request
 from runner.engines.cluster_argv import cluster_argv
 from runner.errors import ConfigError, SchedulerError
 from runner.launch import Launch, data_of, report, started
+from runner.lock import ImagePin
 from runner.outputs import EventReader
 from runner.prepare import Workshop, make_ready
 from runner.progress import Progress
@@ -30,13 +31,13 @@ _RECORD_S = 5.0
 _NOT_RUN = ("pyxis", "apptainer")
 
 
-def node_engine(scheduler: Scheduler, engine: str, device: str) -> str:
+def engine_on_nodes(config: Config) -> str:
     """Return what executes the image on the nodes, which need not be what would here."""
-    if scheduler.container is not None:
-        return scheduler.container
-    if engine != "auto":
-        return engine
-    return "embedded" if device == "cpu" else "docker"
+    if config.scheduler.container is not None:
+        return config.scheduler.container
+    if config.engine != "auto":
+        return config.engine
+    return "embedded" if config.hardware.device == "cpu" else "docker"
 
 
 def placement_of(launch: Launch, engine: str, workshop: Workshop) -> Placement:
@@ -85,21 +86,29 @@ def _container_command(placement: Placement, folder: RunFolder) -> str:
     return f"\n# The container would be started by this command, which has never been run:\n#   {words}\n"
 
 
-def submit_run(placement: Placement, workshop: Workshop, *, detach: bool, offline: bool, hint: str) -> int:
-    """Submit a run and follow it to its end. Returns xrun's exit code; raises XrunError.
+def make_ready_on_nodes(pin: ImagePin, engine: str, workshop: Workshop, hint: str, *, offline: bool) -> None:
+    """Have an image as the nodes' engine needs it. Raises ImageError, ConfigError for one that was never run.
 
-    `hint`: the command that helps where its image cannot be had.
+    `hint`: the command that helps where the image cannot be had.
     """
-    engine = placement.order.engine
     if engine in _NOT_RUN:
         raise ConfigError(
             f"scheduler.container={engine}: its command is known (--dry-run prints it), but was never run",
             hint="scheduler.container=embedded",
         )
     if engine != "host":
-        make_ready(placement.spec.image, workshop, hint, offline=offline)
-        if engine == "embedded":
-            workshop.images.rootfs(placement.spec.image)
+        make_ready(pin, workshop, hint, offline=offline)
+    if engine == "embedded":
+        workshop.images.rootfs(pin)
+
+
+def submit_run(placement: Placement, workshop: Workshop, *, detach: bool, offline: bool, hint: str) -> int:
+    """Submit a run and follow it to its end. Returns xrun's exit code; raises XrunError.
+
+    `hint`: the command that helps where its image cannot be had.
+    """
+    engine = placement.order.engine
+    make_ready_on_nodes(placement.spec.image, engine, workshop, hint, offline=offline)
     slurm, store = Slurm(), RunStore(workshop.project.runs)
     slurm.queue()  # before anything is made of a run that could not be submitted
     folder = prepare(placement, store, runtime(workshop.home))
@@ -170,7 +179,7 @@ def follow(folder: RunFolder, store: RunStore, slurm: Slurm) -> Record:
                     ended_s = min(ended_s, time.monotonic())
             follower.look()
             if time.monotonic() - ended_s > _RECORD_S:
-                settled(store.look(folder), store, slurm)
+                settled([store.look(folder)], store, slurm)
             time.sleep(_LOOK_S)
         follower.look()
     finally:

@@ -1,4 +1,4 @@
-"""A run that SLURM has is ended for good: with a checkpoint if it runs, at once if it waits."""
+"""Runs that SLURM has are ended for good: with a checkpoint if they run, at once if they wait."""
 
 import time
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ from runner.prepare import Say
 from runner.run_folder import RunFolder
 from runner.slurm.client import Slurm
 from runner.slurm.placement import cancel, end_now, settled, states
-from runner.slurm.states import JobState
 from runner.store import Run, RunStore
 
 _LOOK_S = 0.3
@@ -15,18 +14,21 @@ _LOOK_S = 0.3
 _RECORD_S = 15.0
 
 
-def stop_placed(run: Run, store: RunStore, say: Say) -> Run:
-    """Stop a run that a cluster has, and return it with its record. Raises SchedulerError, StoreError."""
-    folder, slurm = run.folder, Slurm()
-    was = cancel(folder, slurm)
-    if was is not None and was.word == "running":
-        grace_s = _grace_s(folder, store)
-        say(f"{folder.id}: stopping after this step, with a checkpoint; Ctrl-C lets it go on to stop")
-        if not _has_ended(folder, slurm, grace_s + _RECORD_S):
-            say(f"{folder.id}: did not stop in scheduler.grace_s={grace_s}; cancelled")
-            end_now(folder, slurm)
-    _has_ended(folder, slurm, _RECORD_S)
-    return settled(store.look(folder), store, slurm)
+def stop_placed(runs: Sequence[Run], store: RunStore, slurm: Slurm, say: Say) -> list[Run]:
+    """Stop runs that a cluster has, all at once, and return them with their records. SchedulerError, StoreError."""
+    folders = [run.folder for run in runs]
+    if running := cancel(folders, slurm):
+        grace_s = max(_grace_s(folder, store) for folder in running)
+        say(f"{_which(running)}: stopping after this step, with a checkpoint; Ctrl-C leaves that to the nodes")
+        if late := _unended(running, slurm, grace_s + _RECORD_S):
+            say(f"{_which(late)}: did not stop in scheduler.grace_s={grace_s}; cancelled")
+            end_now(late, slurm)
+    _unended(folders, slurm, _RECORD_S)
+    return settled([store.look(folder) for folder in folders], store, slurm)
+
+
+def _which(folders: Sequence[RunFolder]) -> str:
+    return folders[0].id if len(folders) == 1 else f"{len(folders)} trials"
 
 
 def _grace_s(folder: RunFolder, store: RunStore) -> int:
@@ -34,35 +36,13 @@ def _grace_s(folder: RunFolder, store: RunStore) -> int:
     return 0 if conducted is None else conducted.scheduler.grace_s
 
 
-def _has_ended(folder: RunFolder, slurm: Slurm, limit_s: float) -> bool:
-    """Wait until a run has a record, or its job has ended without."""
+def _unended(folders: Sequence[RunFolder], slurm: Slurm, limit_s: float) -> list[RunFolder]:
+    """Wait until runs have records, or their jobs have ended without; returns those of which neither is so then."""
     deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if folder.record.exists():
-            return True
-        state = states([folder], slurm).get(folder.id)
-        if state is None or state.has_ended:
-            return True
-        time.sleep(_LOOK_S)
-    return False
-
-
-def stop_all_placed(runs: Sequence[Run], store: RunStore, slurm: Slurm, say: Say) -> None:
-    """Stop runs that a cluster has, all at once, and wait for their records. Raises SchedulerError, StoreError."""
-    say(f"stopping {len(runs)} trials, those that run with a checkpoint")
-    for run in runs:
-        cancel(run.folder, slurm)
-    deadline = time.monotonic() + max(_grace_s(run.folder, store) for run in runs) + _RECORD_S
-    left = [run.folder for run in runs]
+    left = list(folders)
     while left and time.monotonic() < deadline:
+        left = [folder for folder in left if not folder.record.exists()]
         known = states(left, slurm)
-        left = [folder for folder in left if not folder.record.exists() and not _is_over(known.get(folder.id))]
+        left = [folder for folder in left if folder.id in known and not known[folder.id].has_ended]
         time.sleep(_LOOK_S)
-    for folder in left:
-        end_now(folder, slurm)
-    for run in runs:
-        settled(store.look(run.folder), store, slurm)
-
-
-def _is_over(state: JobState | None) -> bool:
-    return state is None or state.has_ended
+    return left

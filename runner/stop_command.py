@@ -11,6 +11,7 @@ from runner.prepare import Workshop
 from runner.project import leases
 from runner.record import Record
 from runner.run_folder import RunFolder
+from runner.slurm.client import Slurm
 from runner.slurm_stop import stop_placed
 from runner.store import Run, RunStore
 
@@ -25,7 +26,7 @@ def stop_run(workshop: Workshop, text: str) -> int:
     if run.problem:
         raise StoreError(run.problem)
     if run.status == "submitted":
-        stopped = stop_placed(run, store, workshop.say)
+        (stopped,) = stop_placed([run], store, Slurm(), workshop.say)
         return _say(f"{stopped.folder.id}: {stopped.status}")
     if isinstance(run.facts, Record):
         return _say(f"{folder.id} has ended: {run.status}")

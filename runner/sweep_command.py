@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -27,15 +28,16 @@ from runner.source import snapshot, stored
 from runner.space import SearchSettings
 from runner.store import RunStore
 from runner.sweep_jobs import run_jobs
+from runner.sweep_listing import show_sweep
 from runner.sweep_table import SweepTable
 from runner.sweep_trials import Stage, run_trials
 from runner.sweeps import Planned, SweepFacts, SweepFolder, SweepStore, sweep_id
 from runner.tracked import Ending, Subject
 from runner.tracking import Tracker
-from runner.trials import best, runs_of, same_spec, show_sweep, states, values_of
+from runner.trials import best, overview, runs_of, same_spec, states, values_of
 
 # What a search cannot vary: the lock is pinned when it begins.
-_SELECTIONS = ("experiment", "hardware", "image", "scheduler", "sweep")
+_PINNED = ("experiment", "hardware", "image")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,21 +76,35 @@ def run_sweep(workshop: Workshop, words: RunArguments, argv: tuple[str, ...]) ->
 def resume_sweep(workshop: Workshop, words: SweepArguments, argv: tuple[str, ...]) -> int:
     """Go on with a sweep that has begun. Raises XrunError."""
     sweeps = SweepStore(workshop.project.sweeps)
-    folder = sweeps.find(words.sweep or "last")
+    folder = sweeps.find(words.sweep)
     start = _Start(folder=folder, facts=sweeps.load(folder), argv=argv, force=words.force, offline=words.offline)
     return _run(workshop, start)
 
 
 def _require_sweepable(like: Plan, texts: Sequence[str], places: Sequence[int]) -> None:
     if like.config.scheduler.kind == "k8s":
-        raise ConfigError("scheduler=k8s: a manifest is printed of one run", hint="xrun … scheduler=k8s --dry-run")
-    keys = {texts[place].partition("=")[0] for place in places}
-    if like.config.sweep.kind == "optuna" and (fixed := sorted(keys & set(_SELECTIONS))):
-        raise ConfigError(f"{', '.join(fixed)}: a search does not vary what its lock is made of; a grid does")
-    if like.config.sweep.kind == "optuna" and not places:
-        raise ConfigError(
-            "sweep=optuna: no word gives several values", hint="xrun -m … 'optim.lr=tag(log,interval(1e-4,1e-1))'"
-        )
+        hint = f"xrun {shlex.join(like.overrides)} --dry-run"
+        raise ConfigError("scheduler=k8s: a manifest is printed of one run", hint=hint)
+    is_search = like.config.sweep.kind == "optuna"
+    if whole := [place for place in places if _is_the_sweeps(_key(texts[place]))]:
+        once = [like.overrides[place] if place in whole else text for place, text in enumerate(texts)]
+        keys = ", ".join(_key(texts[place]) for place in whole)
+        raise ConfigError(f"{keys}: has one value for all trials of a sweep", hint=f"xrun -m {shlex.join(once)}")
+    if is_search and (pinned := [_key(texts[place]) for place in places if _key(texts[place]) in _PINNED]):
+        of_grid = shlex.join(text for text in texts if _key(text).partition(".")[0] != "sweep")
+        what = f"{', '.join(pinned)}: a search does not vary what its lock is made of; a grid does"
+        raise ConfigError(what, hint=f"xrun -m {of_grid}")
+    if is_search and not places:
+        hint = f"xrun -m {shlex.join([*texts, 'optim.lr=tag(log,interval(1e-4,1e-1))'])}"
+        raise ConfigError("sweep=optuna: no word gives several values", hint=hint)
+
+
+def _key(text: str) -> str:
+    return text.partition("=")[0].lstrip("+")
+
+
+def _is_the_sweeps(key: str) -> bool:
+    return key in {"scheduler", "scheduler.kind"} or key.partition(".")[0] == "sweep"
 
 
 def _lockfile(project: Project, plan: Plan) -> Path:
@@ -143,7 +159,7 @@ def _run(workshop: Workshop, start: _Start) -> int:
     finally:
         os.close(held)
     sys.stdout.write(show_sweep(store, sweeps, folder.id, as_json=False))
-    return _end(picker.failed, folder, workshop)
+    return _end(picker.undone, folder, workshop)
 
 
 def _run_all(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> None:
@@ -156,7 +172,7 @@ def _run_all(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> None:
 def _summarise(folder: SweepFolder, account: Account, tracking: Tracking, say: Callable[[str], None]) -> None:
     """Tell W&B of the sweep as a whole, in a run of its own beside those of the trials."""
     facts = account.facts
-    trials = states(account.store, folder, facts)
+    trials = states(overview(account.store, folder.id), folder, facts)
     statuses = Counter(f"trials_{trial.status}" for trial in trials)
     summary: dict[str, float | str] = {name: float(count) for name, count in statuses.items()}
     for trial in best(trials, facts)[:1]:
@@ -210,10 +226,10 @@ def _saved(sweeps: SweepStore, folder: SweepFolder, facts: SweepFacts) -> SweepF
     return facts
 
 
-def _end(failed: list[int], folder: SweepFolder, workshop: Workshop) -> int:
-    if failed:
-        which = ", ".join(map(str, sorted(failed)))
-        raise RunFailed(f"{folder.id}: trials that failed: {which}", hint=f"xrun sweep show {folder.id}")
+def _end(undone: list[int], folder: SweepFolder, workshop: Workshop) -> int:
+    if undone:
+        which = ", ".join(map(str, sorted(undone)))
+        raise RunFailed(f"{folder.id}: trials that are not done: {which}", hint=f"xrun sweep show {folder.id}")
     workshop.say(f"\nnext:\n  xrun sweep show {folder.id}\n  xrun replay <run-id>")
     return 0
 

@@ -1,5 +1,6 @@
 """The trials of a sweep on SLURM: submitted as arrays, followed through one call of squeue, taken up again by id."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,14 +9,13 @@ from runner.errors import SchedulerError
 from runner.outputs import EventReader
 from runner.pickers import Trial
 from runner.plan import Plan
-from runner.prepare import make_ready
 from runner.run_folder import RunFolder
 from runner.slurm.arrays import submit_array
 from runner.slurm.client import Slurm, runtime
 from runner.slurm.order import SlurmFiles
 from runner.slurm.placement import cancel, prepare, settled, states, submit
 from runner.slurm.states import JobState
-from runner.slurm_command import node_engine, placement_of
+from runner.slurm_command import engine_on_nodes, make_ready_on_nodes, placement_of
 from runner.sweep_trials import Stage, trial_launch
 
 _LOOK_S = 0.3
@@ -23,6 +23,8 @@ _LOOK_S = 0.3
 _SEARCH_JOBS = 8
 # A record may be on its way through a shared file system when the job has ended already.
 _RECORD_S = 5.0
+# What SLURM took no more of is offered again when a job has ended, or now and then: others' jobs end, too.
+_OFFER_AGAIN_S = 30.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,18 +43,24 @@ class _Placed:
 
 def run_jobs(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> None:
     """Run a sweep's trials as SLURM jobs, until none is left. Ctrl-C leaves them to SLURM. Raises XrunError."""
-    engine = _prepare(stage, plans, offline=offline)
+    _prepare(stage, plans, offline=offline)
     jobs = plans[0].config.sweep.jobs or (None if plans[0].config.sweep.kind == "grid" else _SEARCH_JOBS)
     slurm = Slurm()
     slurm.queue()  # before anything is made of trials that could not be submitted
     live = [_taken_up(stage, trial) for trial in stage.picker.orphans()]
+    offered_s = -math.inf
     try:
         while True:
-            live += _picked(stage, engine, jobs, len(live))
+            picked = _picked(stage, jobs, len(live))
+            live += picked
             if not live and not stage.picker.has_more():
                 return
-            _submit(stage, slurm, live)
-            live = _followed(stage, slurm, live)
+            if picked or time.monotonic() - offered_s > _OFFER_AGAIN_S:
+                _submit(stage, slurm, live)
+                offered_s = time.monotonic()
+            going = _followed(stage, slurm, live)
+            offered_s = -math.inf if len(going) < len(live) else offered_s
+            live = going
             stage.account.table.look()
             time.sleep(_LOOK_S)
     except KeyboardInterrupt:
@@ -65,17 +73,10 @@ def run_jobs(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> None:
         stage.account.table.close()
 
 
-def _prepare(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> str:
-    """Have every image that the trials need, and return what executes it on the nodes."""
-    config = plans[0].config
-    engine = node_engine(config.scheduler, config.engine, config.hardware.device)
-    for image, plan in {plan.spec.image: plan for plan in plans}.items():
-        if engine == "host":
-            continue
-        make_ready(image, stage.workshop, plan.relock, offline=offline)
-        if engine == "embedded":
-            stage.workshop.images.rootfs(image)
-    return engine
+def _prepare(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> None:
+    """Have every image that the trials need, as what executes it on the nodes needs it."""
+    for (engine, _), plan in {(engine_on_nodes(plan.config), plan.spec.image.digest): plan for plan in plans}.items():
+        make_ready_on_nodes(plan.spec.image, engine, stage.workshop, plan.relock, offline=offline)
 
 
 def _taken_up(stage: Stage, trial: Trial) -> _Placed:
@@ -86,14 +87,16 @@ def _taken_up(stage: Stage, trial: Trial) -> _Placed:
     return _Placed(trial=trial, folder=folder, events=EventReader(folder.out), outs=len(folder.outs))
 
 
-def _picked(stage: Stage, engine: str, jobs: int | None, running: int) -> list[_Placed]:
+def _picked(stage: Stage, jobs: int | None, running: int) -> list[_Placed]:
     """Make the folders of the trials that may be submitted now."""
     found: list[_Placed] = []
     while jobs is None or running + len(found) < jobs:
-        if stage.picker.peek() is None or (trial := stage.picker.take()) is None:
+        if stage.picker.peek() is None:
             break
+        if (trial := stage.picker.take()) is None:
+            continue
         launch = trial_launch(stage, trial)
-        placement = placement_of(launch, engine, stage.workshop)
+        placement = placement_of(launch, engine_on_nodes(trial.plan.config), stage.workshop)
         if launch.stretch.past is not None and trial.past is not None and trial.past.facts is not None:
             placement = replace(placement, machine=trial.past.facts.host)
         folder = prepare(placement, stage.account.store, runtime(stage.workshop.home))
@@ -143,10 +146,10 @@ def _look(stage: Stage, slurm: Slurm, placed: _Placed, state: JobState | None) -
         stage.account.table.event(placed.trial.number, event)
         halt = stage.picker.see(placed.trial, event)
         if halt is not None and not SlurmFiles(folder).is_cancelled.exists():
-            cancel(folder, slurm, halt.message, status="pruned")
+            cancel([folder], slurm, halt.message, status="pruned")
     if state is not None and not state.has_ended:
         placed.ended_s = None
         return
     placed.ended_s = placed.ended_s or time.monotonic()
     if time.monotonic() - placed.ended_s > _RECORD_S:
-        settled(stage.account.store.look(folder), stage.account.store, slurm)
+        settled([stage.account.store.look(folder)], stage.account.store, slurm)

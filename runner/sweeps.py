@@ -3,7 +3,7 @@
 What a sweep's trials became stands in their own runs, which name the sweep; here stands only what was asked for.
 """
 
-import contextlib
+import errno
 import json
 import os
 import re
@@ -118,10 +118,10 @@ class SweepStore:
                 (aside / "lock").mkdir()
                 for path in lockfiles:
                     shutil.copy(path, aside / "lock" / path.name)
-                with contextlib.suppress(FileExistsError):  # who comes second finds the same there
-                    aside.rename(folder.path)
+                aside.rename(folder.path)
         except OSError as error:
-            raise StoreError(f"cannot make {folder.path}: {error.strerror}") from error
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # who comes second finds the same there
+                raise StoreError(f"cannot make {folder.path}: {error.strerror}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return folder
@@ -143,9 +143,12 @@ class SweepStore:
     def load(self, folder: SweepFolder) -> SweepFacts:
         """Return what was asked for. Raises StoreError where it cannot be read."""
         try:
-            return parse(SweepFacts, json.loads(folder.facts.read_bytes()))
+            facts = parse(SweepFacts, json.loads(folder.facts.read_bytes()))
         except (OSError, ValueError, RecursionError, ParseError) as error:
             raise StoreError(f"{folder.facts} cannot be read: {error}") from error
+        if facts.version != VERSION:
+            raise StoreError(f"{folder.facts}: this xrun reads version {VERSION}, found {facts.version}")
+        return facts
 
     def owner(self, folder: SweepFolder) -> int | None:
         """Return the process that looks after the sweep now, None where none does."""

@@ -1,27 +1,19 @@
 """What became of a sweep's trials, read from their runs: a sweep keeps no other account."""
 
-import json
 import math
-import os
-import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from runner.parse import plain
 from runner.record import Record
 from runner.run_folder import RunFolder
 from runner.store import Run, RunStatus, RunStore
-from runner.sweeps import SweepFacts, SweepFolder, SweepStore
-from runner.terminal import clipped, printable
+from runner.sweeps import SweepFacts, SweepFolder
 
 TrialStatus = RunStatus | Literal["waiting"]
-Seen = Callable[[Sequence[Run]], list[Run]]
-_WORDS_CAP = 100
-_SWEEPS_SHOWN = 50
-_LOOK_S = 0.2
+Seen = Callable[[Sequence[Run]], Sequence[Run]]
+Trials = Mapping[int, Sequence[Run]]
+"""The runs of each trial of a sweep, the oldest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +43,38 @@ def values_of(run: Run | None, metrics: Sequence[str]) -> tuple[float, ...] | No
     return tuple(numbers) if len(numbers) == len(metrics) else None
 
 
-def runs_of(store: RunStore, sweep: str) -> dict[int, list[Run]]:
-    """Return the runs of each trial of a sweep, the oldest first."""
-    mark = f'"sweep":"{sweep}"'.encode()
-    trials: dict[int, list[Run]] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """The runs of a store as sweeps need them, found in one pass."""
+
+    store: RunStore
+    sweeps: Mapping[str, Trials]
+    alike: Mapping[str, Sequence[str]]
+    """Run ids by their middle, eight digits of the spec's digest."""
+
+
+def overview(store: RunStore, sweep: str = "") -> Overview:
+    """Read the runs of a store that are some sweep's, or one sweep's alone."""
+    mark = f'"sweep":"{sweep}'.encode()
+    sweeps: dict[str, dict[int, list[Run]]] = {}
+    alike: dict[str, list[str]] = {}
     for name in store.ids():
+        alike.setdefault(name.split("-")[-2], []).append(name)
         folder = RunFolder(path=store.root / name)
         if mark not in _started(folder):
             continue
         run = store.look(folder)
-        if run.facts is not None and run.facts.sweep == sweep and run.facts.trial is not None:
-            trials.setdefault(run.facts.trial, []).append(run)
-    for runs in trials.values():
-        runs.sort(key=lambda run: (run.facts.started_at if run.facts else "", run.folder.id))
-    return trials
+        if run.facts is not None and run.facts.sweep is not None and run.facts.trial is not None:
+            sweeps.setdefault(run.facts.sweep, {}).setdefault(run.facts.trial, []).append(run)
+    for trials in sweeps.values():
+        for runs in trials.values():
+            runs.sort(key=lambda run: (run.facts.started_at if run.facts else "", run.folder.id))
+    return Overview(store=store, sweeps=sweeps, alike=alike)
+
+
+def runs_of(store: RunStore, sweep: str) -> Trials:
+    """Return the runs of each trial of a sweep, the oldest first."""
+    return overview(store, sweep).sweeps.get(sweep, {})
 
 
 def _started(folder: RunFolder) -> bytes:
@@ -75,48 +85,49 @@ def _started(folder: RunFolder) -> bytes:
 
 
 def same_spec(store: RunStore, spec_digest: str, stem: str) -> Run | None:
-    """Return a run of a spec that is done, else one that runs now, whoever started it.
+    """Return a run of a spec that is done, else one that runs on this machine now, whoever started it.
 
     A replay does not count: its verdict may be any.
     """
+    return _of_spec(store, [name for name in store.ids() if name.rpartition("-")[0] == stem], spec_digest)
+
+
+def _of_spec(store: RunStore, names: Sequence[str], spec_digest: str) -> Run | None:
     running = None
-    for name in store.ids():
-        if name.rpartition("-")[0] != stem:
-            continue
+    for name in names:
         run = store.look(RunFolder(path=store.root / name))
         if run.facts is None or run.facts.spec_digest != spec_digest or run.facts.replay_of is not None:
             continue
         if run.status == "done":
             return run
-        running = run if run.status in {"running", "submitted"} else running
+        running = run if run.status == "running" else running
     return running
 
 
-def states(store: RunStore, sweep: SweepFolder, facts: SweepFacts, seen: Seen = list) -> list[TrialState]:
+def states(found: Overview, sweep: SweepFolder, facts: SweepFacts, seen: Seen = list) -> list[TrialState]:
     """Return every trial of a sweep that is planned or was started, by number. `seen` asks a cluster of its runs."""
-    runs = runs_of(store, sweep.id)
-    newest = {number: own[-1] for number, own in runs.items()}
-    for number, now in zip(newest, seen(list(newest.values())), strict=True):
-        runs[number][-1] = now
+    runs = found.sweeps.get(sweep.id, {})
+    newest = dict(zip(runs, seen([own[-1] for own in runs.values()]), strict=True))
     planned = {trial.number: trial for trial in facts.planned}
-    stems = _stems(store)
-    found = []
+    trials = []
     for number in sorted({*planned, *runs}):
-        own = runs.get(number, [])
-        run = own[-1] if own else None
+        run = newest.get(number)
         words = planned[number].words if number in planned else run.facts.overrides if run and run.facts else ()
         if (run is None or run.status != "done") and number in planned:
             digest = planned[number].spec_digest
-            elsewhere = same_spec(store, digest, stems.get(digest.removeprefix("sha256:")[:8], ""))
+            alike = found.alike.get(digest.removeprefix("sha256:")[:8], ())
+            elsewhere = _of_spec(found.store, alike, digest)
             run = elsewhere if elsewhere and elsewhere.status == "done" else run
-        status: TrialStatus = run.status if run else "waiting"
-        found.append(TrialState(number=number, words=own_words(facts, words), status=status, run=run, runs=len(own)))
-    return found
-
-
-def _stems(store: RunStore) -> dict[str, str]:
-    """Return the first two parts of every run's id by the second, eight digits of the spec's digest."""
-    return {name.split("-")[-2]: name.rpartition("-")[0] for name in store.ids()}
+        trials.append(
+            TrialState(
+                number=number,
+                words=own_words(facts, words),
+                status=run.status if run else "waiting",
+                run=run,
+                runs=len(runs.get(number, ())),
+            )
+        )
+    return trials
 
 
 def own_words(facts: SweepFacts, words: Sequence[str]) -> tuple[str, ...]:
@@ -138,84 +149,3 @@ def _costs(values: Sequence[float], facts: SweepFacts) -> tuple[float, ...]:
 
 def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
-
-
-def show_sweep(store: RunStore, sweeps: SweepStore, text: str, *, as_json: bool, seen: Seen = list) -> str:
-    """Return one sweep and each of its trials. Raises StoreError."""
-    sweep = sweeps.find(text)
-    facts = sweeps.load(sweep)
-    trials = states(store, sweep, facts, seen)
-    leading = {trial.number for trial in best(trials, facts)}
-    running = sweeps.is_running(sweep)
-    if as_json:
-        return json.dumps(_mapping(sweep, facts, trials, leading, running=running), indent=2) + "\n"
-    rows = [("TRIAL", "STATUS", *map(str.upper, facts.metrics), "RUN", "WORDS")]
-    rows += [_row(trial, facts, is_best=trial.number in leading) for trial in trials]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [f"{sweep.id}  {'running' if running else 'not running'}  {counted(trials, facts)}"]
-    lines += [f"xrun -m {' '.join(map(printable, facts.words))}", ""]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def counted(trials: Sequence[TrialState], facts: SweepFacts) -> str:
-    """Say how many trials are in which state: `64 trials: 60 done, 3 failed, 1 waiting`."""
-    statuses = [trial.status for trial in trials]
-    parts = [f"{statuses.count(status)} {status}" for status in dict.fromkeys(sorted(statuses))]
-    return f"{facts.trials} trials: {', '.join(parts) or 'none yet'}"
-
-
-def _row(trial: TrialState, facts: SweepFacts, *, is_best: bool) -> tuple[str, ...]:
-    metrics = trial.record.metrics if trial.record else {}
-    values = [f"{metrics[name]:.6g}" if isinstance(metrics.get(name), float) else "" for name in facts.metrics]
-    words = clipped(printable(" ".join(trial.words)), _WORDS_CAP)
-    run = trial.run.folder.id if trial.run else ""
-    return (f"{trial.number}{' best' if is_best else ''}", trial.status, *values, run, words)
-
-
-def _mapping(
-    sweep: SweepFolder, facts: SweepFacts, trials: Sequence[TrialState], leading: set[int], *, running: bool
-) -> dict[str, object]:
-    def mapped(trial: TrialState) -> dict[str, object]:
-        return {
-            "number": trial.number,
-            "words": list(trial.words),
-            "status": trial.status,
-            "run": trial.run.folder.id if trial.run else None,
-            "runs": trial.runs,
-            "metrics": trial.record.metrics if trial.record else {},
-            "best": trial.number in leading,
-        }
-
-    asked = {key: value for key, value in plain(facts).items() if key != "planned"}
-    return {"id": sweep.id, "running": running, "asked": asked, "trials": [mapped(trial) for trial in trials]}
-
-
-def list_sweeps(store: RunStore, sweeps: SweepStore) -> str:
-    """Return the sweeps as a table, the newest first."""
-    rows = [("SWEEP", "STATUS", "STARTED (UTC)", "TRIALS", "WORDS"), *_rows(store, sweeps)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines if len(rows) > 1 else ["no sweeps yet"]) + "\n"
-
-
-def _rows(store: RunStore, sweeps: SweepStore) -> Iterator[tuple[str, ...]]:
-    for sweep in sweeps.folders()[:_SWEEPS_SHOWN]:
-        facts = sweeps.load(sweep)
-        status = "running" if sweeps.is_running(sweep) else "not running"
-        said = counted(states(store, sweep, facts), facts)
-        words = clipped(printable(" ".join(facts.words)), _WORDS_CAP)
-        yield sweep.id, status, facts.started_at[:16].replace("T", " "), said, words
-
-
-def stop_sweep(sweeps: SweepStore, sweep: SweepFolder, say: Callable[[str], None]) -> None:
-    """Ask whoever runs a sweep to end it, each trial here with a checkpoint, and wait until that is done."""
-    pid = sweeps.owner(sweep)
-    if pid is None:
-        say(f"no xrun looks after {sweep.id} now")
-        return
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-    say(f"{sweep.id}: asked process {pid} to end it")
-    while sweeps.owner(sweep) == pid:
-        time.sleep(_LOOK_S)

@@ -144,7 +144,7 @@ def test_a_failed_trial_ends_nothing_but_itself(bench: Bench) -> None:
     ran = sweep(bench, "model.x=1,2,3")
     sweep_id = ran.stdout.split()[0]
     assert ran.returncode == 1
-    assert ran.stderr.endswith(f"error: {sweep_id}: trials that failed: 1\n\nhint: xrun sweep show {sweep_id}\n")
+    assert ran.stderr.endswith(f"error: {sweep_id}: trials that are not done: 1\n\nhint: xrun sweep show {sweep_id}\n")
     assert [status for _, status, _ in trials(bench)] == ["done", "failed", "done"]
 
 
@@ -157,6 +157,32 @@ def test_a_failed_trial_is_run_again_as_often_as_asked(bench: Bench) -> None:
     assert sweep(bench, "model.x=1,2", "sweep.retries=2").returncode == 1
     assert sweep(bench, "model.x=1,2", "sweep.retries=3").returncode == 0
     assert Counter(run["trial"] for run in runs(bench)) == {0: 1, 1: 4}
+
+
+def test_a_trial_that_somebody_stops_is_named_and_the_next_start_goes_on_with_it(bench: Bench) -> None:
+    words = ("experiment=tiny", "training.steps=400", "optim.lr=0.01", "sweep.metrics=[train_loss]")
+    started = Started(bench, *words)
+    started.until(lambda: any(_steps(path) > 3 for path in (bench.folder / "runs").glob("tiny-*/out/events.jsonl")))
+    (run,) = runs(bench)
+    assert bench.xrun("stop", run["id"]).returncode == 0
+    assert started.process.wait() == 1
+    sweep_id = shown(bench)["id"]
+    said = started.said.read_text()
+    assert said.endswith(f"error: {sweep_id}: trials that are not done: 0\n\nhint: xrun sweep show {sweep_id}\n")
+    assert sweep(bench, *words).returncode == 0
+    assert [run["continues"] for run in runs(bench) if run["status"] == "done"] == [run["id"]]
+
+
+def test_sweeps_are_listed_and_a_damaged_one_does_not_hide_the_others(bench: Bench) -> None:
+    ids = [sweep(bench, word).stdout.split()[0] for word in ("model.x=1,2", "model.x=4,5,6")]
+    (bench.folder / "runs" / "sweeps" / ids[0] / "sweep.json").write_text("{")
+    rows = dict(line.split(maxsplit=1) for line in bench.xrun("sweep", "ls").stdout.splitlines()[1:])
+    assert rows[ids[0]].startswith("damaged")
+    assert rows[ids[1]].startswith("not running")
+    assert "3 trials: 3 done" in rows[ids[1]]
+    listed = {found["id"]: found for found in json.loads(bench.xrun("sweep", "ls", "--json").stdout)}
+    assert "cannot be read" in listed[ids[0]]["problem"]
+    assert listed[ids[1]] == shown(bench, ids[1])
 
 
 def test_files_edited_after_the_start_change_no_trial(bench: Bench) -> None:
@@ -256,6 +282,8 @@ def test_what_would_run_is_said_and_nothing_is_run(bench: Bench) -> None:
         ),
         ("model.x=1,z", "model.x: expected float, found str 'z' (conf/experiment/curve.yaml has 1.0)"),
         ("sweep.directions=[up]", "sweep.directions[0]: expected one of minimize, maximize, found 'up'"),
+        ("scheduler=local,slurm", "scheduler: has one value for all trials of a sweep"),
+        ("sweep.retries=0,1", "sweep.retries: has one value for all trials of a sweep"),
         ("sweep.metrics=[a,b]", "conf/sweep/grid.yaml: sweep.directions: 1 for 2 metrics; each has one"),
     ],
 )

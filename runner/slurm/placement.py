@@ -160,25 +160,27 @@ def _as_seen(run: Run, state: JobState | None) -> Run:
     return replace(run, status=status, note=state.reason)
 
 
-def cancel(folder: RunFolder, slurm: Slurm, why: str = "", *, status: Status = "interrupted") -> JobState | None:
-    """Ask a run to end for good: a running one by its node program, with a checkpoint; a waiting one at once.
+def cancel(
+    folders: Sequence[RunFolder], slurm: Slurm, why: str = "", *, status: Status = "interrupted"
+) -> list[RunFolder]:
+    """Ask runs to end for good: running ones by their node programs, with a checkpoint; waiting ones at once.
 
-    The record will say `why`, and have the status. Returns how it was. Raises SchedulerError.
+    Their records will say `why`, and have the status. Returns those that run. Raises SchedulerError.
     """
-    files = SlurmFiles(folder)
-    files.keep_cancelled(status, why)
-    state = states([folder], slurm, fresh=True).get(folder.id)
-    if state is not None and state.word == "running":
+    for folder in folders:
+        SlurmFiles(folder).keep_cancelled(status, why)
+    known = states(folders, slurm, fresh=True)
+    running = [folder for folder in folders if folder.id in known and known[folder.id].word == "running"]
+    for folder in running:
         folder.ask_to_stop()
-    else:
-        end_now(folder, slurm)
-    return state
+    end_now([folder for folder in folders if folder not in running], slurm)
+    return running
 
 
-def end_now(folder: RunFolder, slurm: Slurm) -> None:
-    """Cancel a run's job by SLURM itself: its processes get SIGTERM, and after SLURM's KillWait SIGKILL."""
-    if (job := SlurmFiles(folder).job()) is not None:
-        slurm.cancel([job])
+def end_now(folders: Sequence[RunFolder], slurm: Slurm) -> None:
+    """Cancel the jobs of runs by SLURM itself: their processes get SIGTERM, and after SLURM's KillWait SIGKILL."""
+    jobs = [SlurmFiles(folder).job() for folder in folders]
+    slurm.cancel([job for job in jobs if job is not None])
 
 
 def commit(folder: RunFolder, store: RunStore, status: Status, message: str, placed: Placed) -> Record:
@@ -200,11 +202,14 @@ def commit(folder: RunFolder, store: RunStore, status: Status, message: str, pla
     return record
 
 
-def settled(run: Run, store: RunStore, slurm: Slurm) -> Run:
-    """Return a run as it is now, its record committed if its job has ended without. Raises SchedulerError."""
-    if run.status != "submitted":
-        return run
-    state = states([run.folder], slurm, fresh=True).get(run.folder.id)
+def settled(runs: Sequence[Run], store: RunStore, slurm: Slurm) -> list[Run]:
+    """Return runs as they are now, their records committed if their jobs ended without. Raises SchedulerError."""
+    placed = [run.folder for run in runs if run.status == "submitted"]
+    known = states(placed, slurm, fresh=True) if placed else {}
+    return [_settled(run, store, known.get(run.folder.id)) if run.status == "submitted" else run for run in runs]
+
+
+def _settled(run: Run, store: RunStore, state: JobState | None) -> Run:
     if state is not None and not state.has_ended:
         return _as_seen(run, state)
     status: Status = "interrupted" if state is None else _AS_RECORDED.get(state.word, "lost")

@@ -109,3 +109,34 @@ def test_a_search_whose_xrun_is_killed_finds_its_jobs_and_picks_on_beside_them(b
     _, stderr = again.communicate(timeout=120)
     assert again.returncode == 0, stderr
     assert runs_of_trials(bench) == {0: 1, 1: 1, 2: 1}
+
+
+def test_a_search_picks_on_past_what_is_done_already(bench: SlurmBench) -> None:
+    alone = [word for word in WORDS if word not in {"-m", "scheduler=slurm"}]
+    for x in (1, 2):
+        assert bench.xrun(*alone, f"model.x={x}").returncode == 0
+    words = ("sweep=optuna", "sweep.sampler=bruteforce", "model.x=1,2,3", "sweep.trials=3", "sweep.jobs=1")
+    ran = bench.xrun(*WORDS, *words)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count("skipped: curve-") == 2
+    assert statuses(bench) == ["done"]
+    assert len(json.loads(bench.xrun("ls", "--json").stdout)) == 3
+
+
+def test_an_engine_that_fails_on_the_nodes_is_not_tried_for_ever(bench: SlurmBench) -> None:
+    ran = bench.xrun(*WORDS, "model.x=1,2", "sweep.retries=1", XRUN_HOST_PYTHON="/no/python")
+    assert ran.returncode == 1
+    sweep_id = shown(bench)["id"]
+    assert ran.stderr.endswith(
+        f"error: {sweep_id}: trials that are not done: 0, 1\n\nhint: xrun sweep show {sweep_id}\n"
+    )
+    assert runs_of_trials(bench) == {0: 1, 1: 1}
+    assert bench.xrun(*WORDS, "model.x=1,2", "sweep.retries=1").returncode == 0
+    assert runs_of_trials(bench) == {0: 2, 1: 2}
+
+
+def test_a_runtime_that_was_never_run_runs_no_trial(bench: SlurmBench) -> None:
+    ran = bench.xrun(*WORDS, "model.x=1,2", "scheduler.container=pyxis")
+    assert ran.returncode == 2
+    assert "scheduler.container=pyxis: its command is known (--dry-run prints it), but was never run" in ran.stderr
+    assert json.loads(bench.xrun("ls", "--json").stdout) == []

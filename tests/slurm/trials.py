@@ -17,7 +17,7 @@ from runner.run_folder import RunFolder
 from runner.slurm.arrays import submit_array
 from runner.slurm.client import Slurm, runtime
 from runner.slurm.placement import prepare
-from runner.slurm_command import node_engine, placement_of
+from runner.slurm_command import engine_on_nodes, placement_of
 from runner.source import snapshot
 from runner.store import RunStore
 
@@ -31,8 +31,7 @@ def prepared(count: int, words: list[str], workshop: Workshop, store: RunStore) 
     folders = []
     for seed in range(count):
         plan = planner.plan([*words, f"seed={seed}"])
-        engine = node_engine(plan.config.scheduler, plan.config.engine, plan.config.hardware.device)
-        placement = placement_of(launch_of(plan, ()), engine, workshop)
+        placement = placement_of(launch_of(plan, ()), engine_on_nodes(plan.config), workshop)
         folders.append(prepare(placement, store, runtime(workshop.home)))
     kept.write_text(json.dumps([folder.id for folder in folders]))
     return folders
