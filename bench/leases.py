@@ -21,6 +21,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.sweep_project import NO_IMAGE
 from bench.training import on_this_machine
 from runner.leases import listed
 from runner.processes import with_variable
@@ -28,13 +29,6 @@ from runner.store import RunStore
 
 ROOT = Path(__file__).parent.parent
 LIMIT_S = 1_800
-IMAGE = f"""\
-name: none
-source: registry
-ref: registry.example/none@sha256:{"0" * 64}
-platform: linux/amd64
-python: python3
-"""
 # The container begins with the parent of this process, whose start is given in hundredths of a second.
 PROGRAM = """
 import glob, json, os, time
@@ -70,7 +64,7 @@ class Bench:
     def lay_out(self) -> None:
         shutil.copytree(ROOT / "conf", self.folder / "conf")
         (self.folder / "experiments").mkdir()
-        (self.folder / "conf" / "image" / "none.yaml").write_text(IMAGE)
+        (self.folder / "conf" / "image" / "none.yaml").write_text(NO_IMAGE)
         program = PROGRAM.replace("LEASES", repr(str(self.leases))).replace("LOG", repr(str(self.log)))
         argv = json.dumps(["python3", "-c", program])
         (self.folder / "conf" / "experiment" / "short.yaml").write_text(

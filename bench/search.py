@@ -52,14 +52,14 @@ def best_of(sampler: SearchSettings, objective: Callable[[Mapping[str, str]], fl
     with tempfile.TemporaryDirectory() as folder:
         study = Study(Path(folder), SPACE, sampler, "bench")
         running: list[Asked] = []
+        found = []
         for _ in range(trials):
             running.append(study.ask())
             if len(running) == slots:
                 done = running.pop(0)
-                study.tell(done.number, [objective(values(done))], "done")
-        for done in running:
-            study.tell(done.number, [objective(values(done))], "done")
-        return study.best()[0][1][0]
+                found.append(objective(values(done)))
+                study.tell(done.number, found[-1:], "done")
+        return min([*found, *(objective(values(done)) for done in running)])
 
 
 def best_of_xrun(sampler: str, seed: int, trials: int, slots: int) -> float:

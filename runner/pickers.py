@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from runner.outputs import Event
 from runner.plan import Plan
@@ -64,6 +65,9 @@ def _has_failed(run: Run) -> bool:
 
 class Grid:
     """The trials of a grid, in order."""
+
+    needs_results: ClassVar[bool] = False
+    """Whether what comes next is picked knowing how the trials before it ended."""
 
     def __init__(
         self,

@@ -61,7 +61,7 @@ def place(  # noqa: PLR0913, a job, what executes it, where, and who looks on
     store = RunStore(workshop.project.runs)
     assert job.started.conducted is not None, "only records of an older xrun lack it"
     need = need_of(job.spec, job.conduct.ranks, here)
-    held = room_for(need, job.started.conducted.scheduler, workshop, _told(watcher.say, go_on))
+    held = lease_for(need, job.started.conducted.scheduler, workshop, _told(watcher.say, go_on))
     if held is None:
         return None
     with held:
@@ -70,7 +70,7 @@ def place(  # noqa: PLR0913, a job, what executes it, where, and who looks on
         return execute(placed(job, held.gpus), engine=engine, store=store, watcher=watcher, lease=held)
 
 
-def room_for(need: Need, scheduler: Scheduler, workshop: Workshop, waiting: Callable[[str], bool]) -> Lease | None:
+def lease_for(need: Need, scheduler: Scheduler, workshop: Workshop, waiting: Callable[[str], bool]) -> Lease | None:
     """Hold what a run needs, when it is its turn; None where `waiting` ended the wait. Raises StoreError."""
     slots = cpu_slots(scheduler)
     return lease(leases(os.environ), need, slots, waiting=waiting, outlives=outlives(workshop))

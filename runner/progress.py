@@ -1,12 +1,11 @@
 """How a run gets on: one live line on a terminal, a few plain lines anywhere else."""
 
 import math
-import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TextIO
 
+from runner.console import columns, show
 from runner.outputs import Event
 from runner.terminal import clipped, duration, number_of, printable, shown
 
@@ -56,7 +55,7 @@ class Progress:
     def close(self) -> None:
         """Leave the live line as it stands and go below it."""
         if self._live_line:
-            self._write("\n")
+            show(self._stream, "\n")
             self._live_line = ""
 
     def _step(self, event: Event) -> None:
@@ -70,8 +69,8 @@ class Progress:
             line += f"  ETA {duration(left_s)}"
         part = math.floor(step * _PLAIN_PARTS / steps)
         if self._is_live:
-            self._live_line = clipped(line, self._width() - 1)
-            self._write(_ERASE + self._live_line)
+            self._live_line = clipped(line, columns(self._stream) - 1)
+            show(self._stream, _ERASE + self._live_line)
         elif part != self._part:
             self._print(line)
         self._part = part
@@ -87,19 +86,7 @@ class Progress:
 
     def _print(self, line: str) -> None:
         line = clipped(printable(line), _LINE_CAP)
-        self._write(f"{_ERASE}{line}\n{self._live_line}" if self._is_live else f"{line}\n")
-
-    def _write(self, text: str) -> None:
-        # A terminal that was closed must not end the run.
-        with suppress(OSError):
-            self._stream.write(text)
-            self._stream.flush()
-
-    def _width(self) -> int:
-        try:
-            return os.get_terminal_size(self._stream.fileno()).columns or 80
-        except OSError:
-            return 80
+        show(self._stream, f"{_ERASE}{line}\n{self._live_line}" if self._is_live else f"{line}\n")
 
 
 def _self_test(event: Event) -> str:

@@ -32,7 +32,6 @@ class Asked:
     number: int
     words: tuple[str, ...]
     """What it lays over the words that every trial has."""
-    retry_of: int | None = None
 
 
 class Study:
@@ -151,13 +150,6 @@ class Study:
         points = {self._asked_for(trial).words for trial in self._trials() if trial.params}
         return len(points) >= math.prod(size for size in sizes if size is not None)
 
-    def best(self) -> list[tuple[int, tuple[float, ...]]]:
-        """Return the best trial and its values; of several objectives all that no other trial beats in each."""
-        with _quiet():
-            best = self._study.best_trials
-        kept = best if len(self._asked.directions) > 1 else best[:1]
-        return sorted((trial.number, tuple(trial.values)) for trial in kept)
-
     def _trials(self) -> list["FrozenTrial"]:
         with _quiet():
             return self._study.get_trials(deepcopy=False)
@@ -169,7 +161,7 @@ class Study:
 
     def _asked_for(self, trial: "FrozenTrial") -> Asked:
         words = tuple(word(dimension, trial.params[dimension.name]) for dimension in self._space)
-        return Asked(number=trial.number, words=words, retry_of=trial.user_attrs.get(_RETRY_OF))
+        return Asked(number=trial.number, words=words)
 
 
 def _retried(trials: Sequence["FrozenTrial"]) -> set[int]:

@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from runner.outputs import Event
 from runner.pickers import Account, Trial, has_ended, is_orphan
@@ -18,6 +18,9 @@ from runner.trials import same_spec, values_of
 
 class Search:
     """The trials of a search: those that were begun first, then new ones until there are as many as asked for."""
+
+    needs_results: ClassVar[bool] = True
+    """Whether what comes next is picked knowing how the trials before it ended."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The supervising loop of a sweep: each trial starts as soon as there is room for it, and none waits for another."""
+"""The supervising loop of a sweep: each trial starts as soon as it has its lease, and none waits for another."""
 
 import threading
 from collections.abc import Callable
@@ -14,7 +14,7 @@ _LOOK_S = 0.1
 Trial = TypeVar("Trial")
 
 
-class Room(Protocol):
+class Lease(Protocol):
     """What a trial holds while it runs."""
 
     @property
@@ -25,7 +25,7 @@ class Room(Protocol):
         """Let go of it, unless that is done already."""
 
 
-R = TypeVar("R", bound=Room)
+R = TypeVar("R", bound=Lease)
 
 
 class Picker(Protocol[Trial]):
@@ -35,13 +35,13 @@ class Picker(Protocol[Trial]):
         """Return the trials of which something may still run that a killed xrun has started."""
 
     def peek(self) -> Trial | None:
-        """Return a trial that needs the room of the next one; None where none is to be started now."""
+        """Return a trial that needs what the next one needs; None where none is to be started now."""
 
     def has_more(self) -> bool:
         """Say whether a trial may still come, though none is to be started now."""
 
     def take(self) -> Trial | None:
-        """Return the next trial, picked knowing all that has ended: its room is held. None: it need not run."""
+        """Return the next trial, picked knowing all that has ended: its lease is held. None: it need not run."""
 
     def end(self, trial: Trial, record: Record | None) -> None:
         """Take in how a trial ended; None: nothing was left of an orphan, and it is to be started."""
@@ -55,8 +55,8 @@ class Loop:
         self._say = say
         self._jobs = jobs
         self._ended: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._rooms: list[Room | None] = []
-        """Those of the trials that run; None for an orphan, whose room the loop has not given."""
+        self._leases: list[Lease | None] = []
+        """Those of the trials that run; None for an orphan, whose lease the loop has not taken."""
         self._error: BaseException | None = None
 
     def run(
@@ -68,9 +68,9 @@ class Loop:
     ) -> None:
         """Run all trials. Raises the first error that is no trial's own, after those that run have ended.
 
-        `hold` waits for a trial's room and calls `settle` while it does; None where there is to be none. `execute`
+        `hold` waits for a trial's lease and calls `settle` while it does; None where there is to be none. `execute`
         may let go of it early; else that is done when the picker knows how the trial ended. `adopt` follows an orphan,
-        whose room is still its own.
+        whose lease is still its own.
         """
         for orphan in picker.orphans():
             self._start(picker, orphan, None, partial(adopt, orphan))
@@ -78,23 +78,23 @@ class Loop:
             self.settle()
             trial = None if self._is_full() else picker.peek()
             if trial is None:
-                if not (self._rooms or picker.has_more()):
+                if not (self._leases or picker.has_more()):
                     return
                 self.settle(_LOOK_S)
                 continue
-            room = hold(trial)
-            if room is None:
+            lease = hold(trial)
+            if lease is None:
                 break
             self.settle()
             if self._error is not None or (trial := picker.take()) is None:
-                room.release()
+                lease.release()
             else:
-                self._start(picker, trial, room, partial(execute, trial, room))
+                self._start(picker, trial, lease, partial(execute, trial, lease))
         self.wait()
 
     def wait(self) -> None:
         """Wait for the trials that run. Raises the first error that was no trial's own."""
-        while self._rooms:
+        while self._leases:
             self.settle(_LOOK_S)
         if self._error is not None:
             raise self._error
@@ -110,16 +110,16 @@ class Loop:
             pass
 
     def look_again(self) -> None:
-        """Have the loop see at once that a trial has let go of its room. For any thread."""
+        """Have the loop see at once that a trial has let go of its lease. For any thread."""
         self._ended.put(lambda: None)
 
     def _is_full(self) -> bool:
-        """Say whether as many trials have a room as may; one that has let go of it has its record still written."""
-        having = sum(room is None or room.is_held for room in self._rooms)
+        """Say whether as many trials have a lease as may; one that has let go of it has its record still written."""
+        having = sum(lease is None or lease.is_held for lease in self._leases)
         return self._jobs is not None and having >= self._jobs
 
     def _start(
-        self, picker: Picker[Trial], trial: Trial, room: Room | None, execute: Callable[[], Record | None]
+        self, picker: Picker[Trial], trial: Trial, lease: Lease | None, execute: Callable[[], Record | None]
     ) -> None:
         def work() -> None:
             try:
@@ -128,19 +128,19 @@ class Loop:
                 end = partial(self._fail, error)
             else:
                 end = partial(picker.end, trial, record)
-            self._ended.put(partial(self._end, end, room))
+            self._ended.put(partial(self._end, end, lease))
 
-        self._rooms.append(room)
+        self._leases.append(lease)
         # A daemon: a second Ctrl-C does not wait for it.
         threading.Thread(target=work, daemon=True).start()
 
-    def _end(self, end: Callable[[], None], room: Room | None) -> None:
-        self._rooms.remove(room)
+    def _end(self, end: Callable[[], None], lease: Lease | None) -> None:
+        self._leases.remove(lease)
         try:
             end()
         finally:
-            if room is not None:
-                room.release()
+            if lease is not None:
+                lease.release()
 
     def _fail(self, error: BaseException) -> None:
         if self._error is None:

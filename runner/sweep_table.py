@@ -1,14 +1,13 @@
 """How a sweep gets on: a live table on a terminal, a line at each trial's start and end anywhere else."""
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from runner.console import columns, show
 from runner.outputs import Event
 from runner.record import Record
 from runner.terminal import clipped, duration, number_of, printable, shown
@@ -128,18 +127,18 @@ class SweepTable:
     def say(self, line: str) -> None:
         """Print a line above the table."""
         with self._lock:
-            self._write(self._erased() + clipped(printable(line), _LINE_CAP) + "\n" + self._table())
+            show(self._stream, self._erased() + clipped(printable(line), _LINE_CAP) + "\n" + self._table())
 
     def look(self) -> None:
         """Draw the table anew, a few times a second at most."""
         if self._is_live and self._clock() - self._drawn_s > _DRAW_EVERY_S:
             with self._lock:
-                self._write(self._erased() + self._table())
+                show(self._stream, self._erased() + self._table())
 
     def close(self) -> None:
         """Take the table away."""
         with self._lock:
-            self._write(self._erased())
+            show(self._stream, self._erased())
             self._is_live = False
 
     def _erased(self) -> str:
@@ -150,7 +149,7 @@ class SweepTable:
     def _table(self) -> str:
         if not self._is_live:
             return ""
-        tally, width = self._tally, self._width()
+        tally, width = self._tally, columns(self._stream)
         rows = [_HEAD, *(self._cells(number, row) for number, row in sorted(tally.rows.items()))]
         widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -166,15 +165,3 @@ class SweepTable:
             rate = (self._clock() - row.first[1]) / (row.step - row.first[0])
             left = duration(rate * max(row.steps - row.step, 0.0))
         return (str(number), row.slot, steps, row.metric, left, row.words)
-
-    def _write(self, text: str) -> None:
-        # A terminal that was closed must not end the sweep.
-        with suppress(OSError):
-            self._stream.write(text)
-            self._stream.flush()
-
-    def _width(self) -> int:
-        try:
-            return os.get_terminal_size(self._stream.fileno()).columns or 80
-        except OSError:
-            return 80

@@ -21,7 +21,7 @@ from runner.leases import Lease
 from runner.levels import is_resumable
 from runner.outputs import Event
 from runner.pickers import Account, Grid, Trial
-from runner.placement import need_of, placed, room_for
+from runner.placement import lease_for, need_of, placed
 from runner.plan import Plan, launch_of
 from runner.prepare import Workshop, make_ready
 from runner.project import leases
@@ -37,8 +37,8 @@ from runner.tracking import Tracker
 _STOPPED = Halt(status="interrupted", message="the sweep was stopped", with_checkpoint=True)
 
 
-class Room:
-    """The slots of a trial; the sweep's log says which trial had them, from when to when."""
+class TrialLease:
+    """The lease of a trial; the sweep's log says which trial had which slots, from when to when."""
 
     def __init__(self, held: Lease, log: Path, released: Callable[[], None]) -> None:
         self.lease = held
@@ -75,18 +75,18 @@ class Stage:
 
 
 def run_trials(stage: Stage, plans: Sequence[Plan], *, offline: bool) -> None:
-    """Run a sweep's trials, as many side by side as there is room for. Raises XrunError, KeyboardInterrupt."""
+    """Run a sweep's trials, as many side by side as there are slots for. Raises XrunError, KeyboardInterrupt."""
     _prepare(stage, plans, offline=offline)
     loop = Loop(stage.account.table.look, stage.account.table.say, jobs=plans[0].config.sweep.jobs)
 
-    def hold(trial: Trial) -> Room | None:
+    def hold(trial: Trial) -> TrialLease | None:
         def waiting(why: str) -> bool:
             loop.settle()
             return stage.account.table.wait(why)
 
         plan = trial.plan
-        held = room_for(need_of(plan.spec, None, plan.here), plan.config.scheduler, stage.workshop, waiting)
-        return None if held is None else Room(held, stage.sweep.leases, loop.look_again)
+        held = lease_for(need_of(plan.spec, None, plan.here), plan.config.scheduler, stage.workshop, waiting)
+        return None if held is None else TrialLease(held, stage.sweep.leases, loop.look_again)
 
     try:
         loop.run(stage.picker, hold, partial(_run_trial, stage), partial(_adopt, stage))
@@ -112,12 +112,12 @@ def _prepare(stage: Stage, plans: Iterable[Plan], *, offline: bool) -> None:
             ready.add(image.digest)
 
 
-def _run_trial(stage: Stage, trial: Trial, room: Room) -> Record:
+def _run_trial(stage: Stage, trial: Trial, held: TrialLease) -> Record:
     launch, engine = trial_launch(stage, trial), stage.engines[trial.plan.config.engine]
-    room.trial = trial.number
-    run = placed(job(launch, engine, stage.workshop), room.lease.gpus)
-    watcher = _watcher(stage, trial, launch, run.started, room)
-    return execute(run, engine=engine, store=stage.account.store, watcher=watcher, lease=room.lease)
+    held.trial = trial.number
+    run = placed(job(launch, engine, stage.workshop), held.lease.gpus)
+    watcher = _watcher(stage, trial, launch, run.started, held)
+    return execute(run, engine=engine, store=stage.account.store, watcher=watcher, lease=held.lease)
 
 
 def _adopt(stage: Stage, trial: Trial) -> Record | None:
@@ -155,13 +155,13 @@ def trial_launch(stage: Stage, trial: Trial) -> Launch:
     return replace(launch, continues=past.folder.id, stretch=Stretch(past=out))
 
 
-def _watcher(stage: Stage, trial: Trial, launch: Launch, started: Started, room: Room) -> Watcher:
+def _watcher(stage: Stage, trial: Trial, launch: Launch, started: Started, held: TrialLease) -> Watcher:
     """Return who looks on at a trial: the table, Weights & Biases, and whoever may end it."""
     tracker = Tracker(launch.conducted.tracking, subject_of(launch.spec, started), os.environ, stage.account.table.say)
     halts: list[Halt] = []
 
     def begin(folder: RunFolder, pid: int | None) -> None:
-        stage.account.table.start(trial.number, trial.words, room.lease.label, folder.id)
+        stage.account.table.start(trial.number, trial.words, held.lease.label, folder.id)
         tracker.begin(folder, pid)
 
     def event(happened: Event) -> None:
@@ -174,8 +174,7 @@ def _watcher(stage: Stage, trial: Trial, launch: Launch, started: Started, room:
         return _STOPPED if stage.stop.is_set() else next(iter(halts), None)
 
     def gone() -> None:
-        # What a search picks next it is to pick knowing how this trial ended.
-        if isinstance(stage.picker, Grid):
-            room.release()
+        if not stage.picker.needs_results:
+            held.release()
 
     return Watcher(begin=begin, event=event, end=tracker.end, say=stage.account.table.say, look=look, gone=gone)

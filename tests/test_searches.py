@@ -23,7 +23,6 @@ def test_a_search_runs_as_many_trials_as_asked_and_a_second_start_adds_none(benc
     ran = sweep(bench, *SEARCH, "sweep.trials=4", "sweep.sampler=random")
     assert ran.returncode == 0, ran.stderr
     first = values(bench)
-    assert [word[1] for word in first] != []
     assert len(first) == 4
     assert all(0 <= float(x.partition("=")[2]) <= 6 for x, _ in first)
     assert {hue for _, hue in first} <= {"+model.hue=red", "+model.hue=blue"}

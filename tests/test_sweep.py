@@ -32,7 +32,7 @@ class Numbers:
         self.ended.append(trial)
 
 
-class Room:
+class Lease:
     is_held = True
 
     def release(self) -> None:
@@ -43,32 +43,32 @@ def record() -> Record:
     return make_record("resnet50-00000000-1", make_started())
 
 
-def test_a_trial_that_has_let_go_of_its_room_makes_way_before_its_record_is_written() -> None:
+def test_a_trial_that_has_let_go_of_its_lease_makes_way_before_its_record_is_written() -> None:
     picker, next_one = Numbers(2), threading.Event()
     loop = Loop(lambda: None, print, jobs=1)
 
-    def execute(trial: int, room: Room) -> Record:
+    def execute(trial: int, lease: Lease) -> Record:
         if trial == 1:
             next_one.set()
             return record()
-        room.release()
+        lease.release()
         loop.look_again()
         assert next_one.wait(LIMIT_S), "the next trial waits for this one's record"
         return record()
 
-    loop.run(picker, lambda _: Room(), execute, lambda _: None)
+    loop.run(picker, lambda _: Lease(), execute, lambda _: None)
     assert sorted(picker.ended) == [0, 1]
 
 
-def test_a_room_that_a_trial_still_has_is_let_go_of_when_the_picker_knows_how_the_trial_ended() -> None:
-    picker, rooms = Numbers(3), [Room(), Room(), Room()]
+def test_a_lease_that_a_trial_still_has_is_let_go_of_when_the_picker_knows_how_the_trial_ended() -> None:
+    picker, leases = Numbers(3), [Lease(), Lease(), Lease()]
     known: list[list[int]] = []
     loop = Loop(lambda: None, print, jobs=1)
 
-    def hold(trial: int) -> Room:
+    def hold(trial: int) -> Lease:
         known.append(list(picker.ended))
-        return rooms[trial]
+        return leases[trial]
 
-    loop.run(picker, hold, lambda _trial, _room: record(), lambda _: None)
+    loop.run(picker, hold, lambda _trial, _lease: record(), lambda _: None)
     assert known == [[], [0], [0, 1]]
-    assert not any(room.is_held for room in rooms)
+    assert not any(lease.is_held for lease in leases)
