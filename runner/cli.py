@@ -49,7 +49,7 @@ Replay options (the first and the last also for resume and bisect):
   --offline      touch no network
 Other options:
   --step N       (trace) one step, with the digest of each tensor that it looked at
-  --json         (ls, show, sweep show) for scripts
+  --json         (ls, show, sweep ls, sweep show) for scripts
   -sc install=bash|zsh|fish     tab completion: eval "$(xrun -sc install=bash)"
   --help, --version
 

@@ -294,6 +294,25 @@ def test_a_wrong_word_is_one_message_before_anything_runs(bench: Bench, word: st
     assert runs(bench) == []
 
 
+def test_an_option_that_would_do_nothing_is_refused_with_the_command_that_is_meant(bench: Bench) -> None:
+    detached = bench.xrun("-m", "experiment=curve", "model.x=1,2", "--detach")
+    assert detached.returncode == 2
+    assert detached.stderr == (
+        "error: --detach: a sweep starts its trials as it goes; on SLURM, Ctrl-C leaves them to it\n\n"
+        "hint: xrun -m experiment=curve model.x=1,2\n"
+    )
+    forced = bench.xrun("experiment=curve", "model.x=1", "--force")
+    assert forced.returncode == 2
+    assert forced.stderr == (
+        "error: --force: one run always runs; only trials of a sweep that are done are skipped\n\n"
+        "hint: xrun experiment=curve model.x=1\n"
+    )
+    for words in (("stop", "last", "--json"), ("show", "last", "--force"), ("ls", "--offline")):
+        refused = bench.xrun("sweep", *words)
+        assert refused.returncode == 2
+        assert refused.stderr == f"error: unrecognized arguments: {words[-1]}\n\nhint: xrun --help\n"
+
+
 def test_wandb_has_a_run_for_each_trial_and_one_for_the_sweep(bench: Bench) -> None:
     words = [word for word in WORDS if word != "tracking=off"]
     ran = bench.xrun("-m", *words, "tracking.wandb=offline", "model.x=1,2")

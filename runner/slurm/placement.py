@@ -170,10 +170,11 @@ def cancel(
     for folder in folders:
         SlurmFiles(folder).keep_cancelled(status, why)
     known = states(folders, slurm, fresh=True)
-    running = [folder for folder in folders if folder.id in known and known[folder.id].word == "running"]
+    ids = {run for run, state in known.items() if state.word == "running"}
+    running = [folder for folder in folders if folder.id in ids]
     for folder in running:
         folder.ask_to_stop()
-    end_now([folder for folder in folders if folder not in running], slurm)
+    end_now([folder for folder in folders if folder.id not in ids], slurm)
     return running
 
 
