@@ -117,8 +117,10 @@ def supervise(run: Followed) -> tuple[Ending, KeyboardInterrupt | None]:
     """Follow a container until it is gone. Returns how it ended, and the signal that ended it, if one did."""
     events = EventReader(run.folder.out)
     try:
+        pid = run.container.pid()
         if run.lease is not None:
-            run.lease.note(run.folder.path, run.terms.started.engine, run.container.pid())
+            run.lease.note(run.folder.path, run.terms.started.engine, pid)
+        run.watcher.begin(run.folder, pid)
         return _supervise(run, events), None
     except KeyboardInterrupt as interrupt:
         return _end_in_order(run, events, None, "stopped by a signal"), interrupt
@@ -141,7 +143,6 @@ def not_started(error: BaseException) -> Ending:
 def _supervise(run: Followed, events: EventReader) -> Ending:
     """Follow a container to its end, or end it when its time is over, it is silent, or that is asked for."""
     terms, folder, container, watcher = run.terms, run.folder, run.container, run.watcher
-    watcher.begin(folder, container.pid())
     last_event_s = time.monotonic()
     outcome, halt, is_asked = None, None, False
     while outcome is None and halt is None and not is_asked:
