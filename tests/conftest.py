@@ -10,21 +10,6 @@ import pytest
 from bare_machine import BareMachine, bare_machine, readme_block
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep in one process what shares a machine, a cluster or a daemon's images, where tests run side by side."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-
-
-def _group(item: pytest.Item) -> str:
-    if item.get_closest_marker("image"):
-        return "image"
-    if item.get_closest_marker("qemu"):
-        return item.nodeid
-    folder = item.path.parent
-    return folder.name if folder.name in {"engines", "images", "slurm"} else item.path.stem
-
-
 @pytest.fixture(scope="session", autouse=True)
 def leases(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Give out the slots of this machine anew: two sessions of tests do not wait for each other."""
