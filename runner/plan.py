@@ -52,12 +52,14 @@ class Planner:
         self._use = use
         # Taken when the first plan is known to be right, and once.
         self.source = functools.cache(source)
+        # The trials of a sweep mostly choose alike.
+        self._base = functools.cache(self.composer.compose)
 
     def plan(self, overrides: Sequence[str]) -> Plan:
         """Return what a command line's words decide. Raises XrunError, HardwareError where it cannot run here."""
         config = self.composer.compose(overrides)
-        selections = [word for word in overrides if word.partition("=")[0].partition(".")[0] in _SELECTIONS]
-        base = self.composer.compose(selections)
+        selections = (word for word in overrides if word.partition("=")[0].partition(".")[0] in _SELECTIONS)
+        base = self._base(tuple(selections))
         lock = self._lock(base, config)
         if config.scheduler.kind == "local":  # a cluster's nodes are asked there
             path = self._project.lockfile(lock.experiment, lock.hardware_name)
