@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,7 +35,7 @@ from runner.lock import ImagePin
 _TIMEOUT_S = 120
 _FIRST_POLL_S = 0.01
 _POLL_S = 0.2
-_LOOK_S = 5.0
+_INSPECT_S = 5.0
 _LOG_END_TIMEOUT_S = 30
 _LOST_AFTER_S = 60
 _LOST_CODE = 255
@@ -50,7 +50,6 @@ class DockerEngine:
         self._images = images
         self._client = connect(connect_timeout_s)
         self._client.timeout = _TIMEOUT_S
-        self._machine: Mapping[str, Any] = {}
         weakref.finalize(self, self._client.close)
 
     def require(self, image: ImagePin) -> None:
@@ -61,9 +60,9 @@ class DockerEngine:
         """Start a container whose output is appended to a file. Raises EngineError, ImageError."""
         image = require_image(self._client, self._images, request.image)
         with daemon_words("the Docker daemon did not describe itself"):
-            self._machine = self._machine or self._client.info()
-            limits = fit(request.limits, int(self._machine["MemTotal"]))
-        user = _user(self._machine.get("SecurityOptions") or ())
+            machine = self._client.info()
+            limits = fit(request.limits, int(machine["MemTotal"]))
+        user = _user(machine.get("SecurityOptions") or ())
         payload = container_payload(request, limits, image, user=user)
         writable = [mount.source for mount in request.mounts if not mount.read_only]
         container_id = _create(self._client, container_name(request), payload)
@@ -149,7 +148,7 @@ class _DockerContainer:
         self._client = client
         self._id = container_id
         self._writable = writable
-        self._looked_s = -math.inf
+        self._inspected_s = -math.inf
         self._unreachable_since: float | None = None
         self._was_unreachable = False
         self._log_failure: OSError | None = None
@@ -174,8 +173,9 @@ class _DockerContainer:
         """Return how it ended, or None if it still runs after timeout_s. Raises EngineError where its log is cut."""
         deadline = time.monotonic() + timeout_s
         self._logging.join(timeout_s)
-        # An open output is a running container, but for a connection that was lost unseen; to ask costs a core's time.
-        if self._logging.is_alive() and time.monotonic() - self._looked_s < _LOOK_S:
+        # The end of a container ends its output. It is asked for now and then all the same: a connection can be lost
+        # unseen, a disk can take no more.
+        if self._logging.is_alive() and time.monotonic() - self._inspected_s < _INSPECT_S:
             return None
         # Where the output has ended, the container does within milliseconds.
         poll_s = _FIRST_POLL_S
@@ -193,7 +193,7 @@ class _DockerContainer:
         return outcome
 
     def _outcome(self) -> Outcome | None:
-        self._looked_s = time.monotonic()
+        self._inspected_s = time.monotonic()
         try:
             state = self._client.inspect_container(self._id)["State"]
         except docker.errors.NotFound:
